@@ -1,0 +1,15 @@
+"""Neuron Ledger's science: tables in, tables out. It knows no file, no clock, no network and no scheduler.
+
+The hops, in order:
+
+    sequences      text           -> windows of tokens, each document in one split
+    activations    windows, model -> the records worth keeping, and statistics of each neuron
+    associations   windows, model -> what each neuron does on each token
+    exemplars      records        -> those to show, and those to score on
+    explanations   shown records  -> words
+    simulations    words          -> what the neuron should do
+    scores         both           -> how well the words predict the neuron
+
+`tables` declares every table, `ports` says what must be supplied from outside, `provenance` gives each row an
+identity, and `testing` has stand-ins with known answers.
+"""

@@ -1,0 +1,35 @@
+"""What can go wrong, as one small family.
+
+    NeuronLedgerError
+    ├── SettingsError       a flag, a variable or a line of neuronledger.toml is wrong
+    ├── SubjectError        the subject model cannot be loaded, or has no MLP neurons
+    ├── CorpusError         the corpus cannot be read, or holds no text
+    ├── LakeError           a table is damaged, or rows would break one of its rules
+    └── LanguageModelError  the endpoint cannot be used at all (one failed reply is a row, not an error)
+
+Every message names the value, what was expected and what to do. The command line prints it without a traceback.
+"""
+
+
+class NeuronLedgerError(Exception):
+    """The root: catch this to catch everything the project raises on purpose."""
+
+
+class SettingsError(NeuronLedgerError):
+    """A flag, an environment variable or a line of `neuronledger.toml` is wrong."""
+
+
+class SubjectError(NeuronLedgerError):
+    """The subject model cannot be loaded, or it has no MLP neurons to explain."""
+
+
+class CorpusError(NeuronLedgerError):
+    """The corpus cannot be read, or holds no text."""
+
+
+class LakeError(NeuronLedgerError):
+    """A table is damaged, or rows would break one of its rules."""
+
+
+class LanguageModelError(NeuronLedgerError):
+    """The language-model endpoint cannot be used at all."""

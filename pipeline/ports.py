@@ -1,0 +1,222 @@
+"""What the pipeline needs from outside, and no more: the shapes that doors in `resources/` fit.
+
+    Corpus         gives documents
+    SubjectModel   the model being explained: tokenises, and runs so that its neurons can be read
+    LanguageModel  answers requests, each at most once
+    Lake           keeps tables
+    Progress       hears how far a step has come
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import polars as pl
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text, and where it is from. `text` is valid Unicode without lone surrogates."""
+
+    document_id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A piece of the corpus that could not be read: where it is, and why in one sentence."""
+
+    document_id: str
+    reason: str
+
+
+class Corpus(Protocol):
+    """A collection of documents, in an order that depends on their content only."""
+
+    def documents(self) -> Iterator[Document | Rejected]:
+        """Each document once, in the same order every time; what cannot be read comes as `Rejected`."""
+        ...
+
+    def provenance(self) -> Mapping[str, Any]:
+        """What an auditor must know to find the same text again: names, sizes and hashes of sources."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenised text, without the model's special tokens. Both lists have one entry per token."""
+
+    ids: list[int]
+    pieces: list[bytes]
+    """The UTF-8 bytes of the text that each token covers, leading white space included; joined, they give the text."""
+
+
+@dataclass(frozen=True)
+class LayerSite:
+    """Where the neurons of one layer are read: the input of the MLP's output projection."""
+
+    layer: int
+    site: str
+    n_neurons: int
+    signed: bool
+    """True for gated MLPs, whose neurons mean something on both sides of zero."""
+
+
+class SubjectModel(Protocol):
+    """The model being explained."""
+
+    name: str
+
+    def layers(self) -> Sequence[LayerSite]:
+        """The layers with their neurons, found without loading the weights."""
+        ...
+
+    def fingerprints(self) -> Sequence[str]:
+        """For each layer, the tagged hash of all that can influence its neurons."""
+        ...
+
+    def tokenize(self, texts: Sequence[str]) -> Sequence[Tokens]:
+        """Each text as the model's tokens, special tokens left out."""
+        ...
+
+    def max_tokens(self) -> int:
+        """The longest window of text, in tokens, that the model can read with its special tokens around it."""
+        ...
+
+    def capture(
+        self,
+        batches: Iterable[Sequence[Sequence[int]]],
+        layers: Sequence[int],
+        receive: "Callable[[int, torch.Tensor], None]",
+    ) -> None:
+        """Run each batch of token-id windows once, and hand over what the neurons did.
+
+        For each batch and each of `layers`, in the order of the forward pass, calls `receive(layer, activations)`
+        with float32 activations of shape (sequence, token, neuron), units of the neuron. The token axis is as long
+        as the longest window of the batch; positions past a shorter window's end hold numbers without meaning. The
+        model's special tokens are added for the pass and cut off before `receive`. The tensor is only valid during
+        the call. The pass stops after the last of `layers`.
+        """
+        ...
+
+    def token_weights(self, layer: int, token_ids: Sequence[int]) -> "np.ndarray | None":
+        """Strength of the path embedding -> neuron by weights alone, float32 (token, neuron), or None without one.
+
+        Bills et al. 2023, "token-linear": `wte[t] * diag(ln.g) @ W_in[:, n]`, with LayerNorm's bias and centring
+        left out. None for gated MLPs, whose neurons are a product of two linear maps.
+        """
+        ...
+
+    def provenance(self) -> Mapping[str, Any]:
+        """Source, revision, file hashes, number format and device: what decides the numbers."""
+        ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to a language model. Immutable: its content is its identity."""
+
+    model: str
+    messages: tuple[tuple[str, str], ...]
+    """(role, text) pairs."""
+    temperature: float
+    max_tokens: int
+    seed: int
+    json_reply: bool = True
+    """Ask the endpoint for a JSON object, where it can promise one."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back for one request: the text word for word, or the reason why there is none."""
+
+    request_id: str
+    text: str | None
+    missing_because: str | None
+    model_served: str | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a set of answers cost."""
+
+    requests_sent: int = 0
+    requests_kept: int = 0
+    """Answered from what was kept, without sending anything."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = None
+    """None when a price is not known."""
+    failures: Mapping[str, int] = field(default_factory=dict)
+    """How many requests ended with each reason."""
+
+
+class LanguageModel(Protocol):
+    """Answers requests. Two requests with the same content get one answer, which is paid for once."""
+
+    def answer(self, requests: Sequence[Request], *, run_id: str) -> tuple[Sequence[Reply], Usage]:
+        """One reply per request, in their order. A failed request is a reply with a reason, never an exception.
+
+        Raises:
+            LanguageModelError: the endpoint cannot be used at all (wrong key, no such model, not reachable).
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One write to the lake."""
+
+    table: str
+    version: int
+    commit_uuid: str
+    rows: int
+
+
+class Lake(Protocol):
+    """The tables of `pipeline.tables`, partitioned by layer."""
+
+    uri: str
+
+    def scan(
+        self, table: str, *, layer: int | None = None, neurons: Sequence[int] | None = None, version: int | None = None
+    ) -> pl.LazyFrame:
+        """The rows of a table, of one layer, or of some neurons of it; without rows if never written."""
+        ...
+
+    def version(self, table: str) -> int | None:
+        """The Delta version of a table, or None when it was never written."""
+        ...
+
+    def replace(
+        self,
+        table: str,
+        frame: pl.DataFrame,
+        *,
+        layer: int | None = None,
+        neurons: Sequence[int] | None = None,
+        record: Mapping[str, Any],
+        commit_uuid: str | None = None,
+    ) -> Commit:
+        """Replace exactly one slice: a layer, some neurons of a layer, or (only for a table without layers) all.
+
+        `record` goes into the Delta commit as JSON. Retries when another writer came first.
+
+        Raises:
+            LakeError: the rows break a rule of the table, or lie outside the slice.
+        """
+        ...
+
+    def add(self, table: str, frame: pl.DataFrame, *, record: Mapping[str, Any]) -> Commit | None:
+        """Add those rows whose key is not in the table yet (a table without layers); None if there were none."""
+        ...
+
+
+class Progress(Protocol):
+    """Hears how far a step has come."""
+
+    def __call__(self, step: str, done: int, total: int, detail: str = "") -> None: ...

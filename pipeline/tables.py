@@ -1,0 +1,436 @@
+"""Every table of the lake, once: its columns, types, units, key, and what one row is.
+
+No column is declared anywhere else. The store creates tables from these declarations, assets show them as schemas,
+and `Table.conform` holds every frame to them before it is written.
+
+Tables are partitioned by `layer` unless `by_layer` is False, and sorted so that one neuron is a small read.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from pipeline.errors import LakeError
+
+Type = pl.DataType | type[pl.DataType]
+
+POLARITIES = ("+", "-")
+SPLITS = ("explain", "calibrate", "score", "test")
+STRATA = ("top", "random", "q0", "q1", "q2", "q3", "q4")
+
+MISSING = {
+    "dead_neuron": "the neuron never fires on this corpus in this polarity",
+    "no_exemplars": "too few documents of the split to choose exemplars from",
+    "no_linear_form": "the neuron is not one linear map of its input followed by a nonlinearity",
+    "constant_simulation": "the simulation is the same at every token, so no correlation is defined",
+    "constant_activation": "the true activations are the same at every token, so no correlation is defined",
+    "no_simulation": "no sequence of the split was simulated",
+    "refused": "the language model declined to answer",
+    "filtered": "the provider's content filter withheld the answer",
+    "truncated": "the answer reached the token limit before it ended",
+    "unparsable": "the answer is not in the form that the prompt asks for",
+    "wrong_length": "the answer does not hold one value for each token",
+    "timeout": "no answer came in time",
+    "rate_limited": "the endpoint kept asking to slow down",
+    "server_error": "the endpoint failed to answer",
+    "not_requested": "the request was never sent",
+}
+"""Why a value can be missing: the closed list, with the sentence that people see. No other reason is ever stored."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its type, and what it holds with its unit."""
+
+    type: Type
+    doc: str
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of the lake.
+
+    `key` names the columns that tell rows apart. `lengths` names lists that must be equally long in every row.
+    `reasons` maps a nullable column to the column that says why it is null.
+    """
+
+    name: str
+    doc: str
+    key: tuple[str, ...]
+    columns: dict[str, Column]
+    by_layer: bool = True
+    sort: tuple[str, ...] = ()
+    lengths: tuple[str, ...] = ()
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def schema(self) -> dict[str, Type]:
+        """Column names and polars types, in order."""
+        return {name: column.type for name, column in self.columns.items()}
+
+    def empty(self) -> pl.DataFrame:
+        """A frame of this table with no rows."""
+        return pl.DataFrame(schema=self.schema)
+
+    def conform(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The frame with this table's columns in order and its rows sorted, or an error that names the first fault.
+
+        Raises:
+            LakeError: a column is missing, unknown or of another type; a value is null or not finite where it must
+                not be; lists that belong together differ in length; a key occurs twice; a null has no reason.
+        """
+        missing = sorted(set(self.columns) - set(frame.columns))
+        unknown = sorted(set(frame.columns) - set(self.columns))
+        if missing or unknown:
+            raise LakeError(f"rows for table `{self.name}` lack columns {missing} and have unknown columns {unknown}")
+        frame = frame.select(list(self.columns))
+        for name, column in self.columns.items():
+            if frame.schema[name] != column.type:
+                raise LakeError(f"`{self.name}.{name}` must be {column.type}, not {frame.schema[name]}")
+            if not column.nullable and (nulls := frame.get_column(name).null_count()):
+                raise LakeError(f"`{self.name}.{name}` is null in {nulls:,} of {len(frame):,} rows and must not be")
+            if wrong := _not_finite(frame.get_column(name)):
+                raise LakeError(f"`{self.name}.{name}` holds {wrong:,} values that are not finite numbers")
+        self._check_rows(frame)
+        return frame.sort(list(self.sort or self.key), maintain_order=True)
+
+    def _check_rows(self, frame: pl.DataFrame) -> None:
+        if duplicates := len(frame) - frame.select(self.key).n_unique():
+            raise LakeError(f"{duplicates:,} rows of table `{self.name}` repeat a key {self.key}")
+        if self.lengths:
+            lengths = [pl.col(name).list.len() for name in self.lengths]
+            unequal = pl.any_horizontal(*(length != lengths[0] for length in lengths[1:])).fill_null(False)
+            if wrong := frame.filter(unequal).height:
+                raise LakeError(f"{wrong:,} rows of table `{self.name}` have {self.lengths} of unequal lengths")
+        for value, reason in self.reasons.items():
+            both = pl.col(value).is_null() == pl.col(reason).is_null()
+            if wrong := frame.filter(both).height:
+                raise LakeError(
+                    f"{wrong:,} rows of table `{self.name}` must have either `{value}` or `{reason}`, never both or neither"
+                )
+            if strangers := set(frame.get_column(reason).drop_nulls().unique()) - set(MISSING):
+                raise LakeError(f"`{self.name}.{reason}` holds {sorted(strangers)}; known reasons are {sorted(MISSING)}")
+
+
+def _not_finite(series: pl.Series) -> int:
+    """How many numbers in the column, inside lists too, are NaN or infinite."""
+    while isinstance(series.dtype, pl.List):
+        series = series.drop_nulls().explode(empty_as_null=False, keep_nulls=False)
+    if not series.dtype.is_float():
+        return 0
+    return int((~series.drop_nulls().is_finite()).sum())
+
+
+LAYER = Column(pl.Int32, "layer of the subject model, from 0")
+NEURON = Column(pl.Int32, "index in the layer's MLP hidden dimension, from 0")
+POLARITY = Column(pl.String, "`+` for the positive side, `-` for the negative side of a gated (signed) neuron")
+SEQUENCE_ID = Column(pl.String, "the sequence, 16 hex digits of its identity")
+EXPLANATION_ID = Column(pl.String, "the explanation, 16 hex digits of its identity")
+EXEMPLAR_ID = Column(pl.String, "the exemplar, 16 hex digits of its identity")
+STRATUM = Column(
+    pl.String,
+    "how the record was chosen: `top` (strongest windows), `random` (drawn before the run), or `q0`..`q4` (drawn from "
+    "the window maxima between the quantiles 0, .5, .9, .99, .999 and 1)",
+)
+MISSING_BECAUSE = Column(pl.String, "why the value is missing, one word of a closed list", nullable=True)
+MADE = {
+    "identity": Column(pl.String, "tagged hash of what the row was made from, parents included"),
+    "run_id": Column(pl.String, "the Dagster run that wrote the row"),
+}
+
+sequences = Table(
+    name="sequences",
+    doc="A fixed-length window of one document: the text that the subject model reads.",
+    key=("sequence_id",),
+    by_layer=False,
+    lengths=("token_ids", "token_bytes"),
+    columns={
+        "sequence_id": SEQUENCE_ID,
+        "document_id": Column(pl.String, "where the document is from, such as `file.jsonl:12` or `json.dumps`"),
+        "document_hash": Column(pl.String, "tagged SHA-256 of the document's UTF-8 bytes"),
+        "split": Column(pl.String, "`explain`, `calibrate`, `score` or `test`; one per document"),
+        "offset": Column(pl.Int32, "where the window starts in the document, in tokens"),
+        "token_ids": Column(pl.List(pl.Int32), "tokens of the window, without the model's special tokens"),
+        "token_bytes": Column(pl.List(pl.Binary), "the UTF-8 bytes of the text that each token covers"),
+        "text": Column(pl.String, "the window as text, for people; the truth is `token_ids`"),
+        **MADE,
+    },
+)
+
+subject_layers = Table(
+    name="subject_layers",
+    doc="A layer of the subject model: where its neurons are, and the fingerprint of the weights behind them.",
+    key=("layer",),
+    columns={
+        "layer": LAYER,
+        "subject": Column(pl.String, "name or folder of the subject model"),
+        "site": Column(pl.String, "module whose input the neurons are: the MLP's output projection"),
+        "n_neurons": Column(pl.Int32, "neurons of the layer"),
+        "signed": Column(pl.Boolean, "whether the MLP is gated, so that both signs of a neuron carry meaning"),
+        "fingerprint": Column(pl.String, "tagged chain hash of all weights that can reach this layer's neurons"),
+        **MADE,
+    },
+)
+
+activations = Table(
+    name="activations",
+    doc="An activation record worth keeping: what one neuron did on one sequence.",
+    key=("layer", "neuron", "polarity", "stratum", "rank"),
+    columns={
+        "layer": LAYER,
+        "neuron": NEURON,
+        "polarity": POLARITY,
+        "stratum": STRATUM,
+        "rank": Column(
+            pl.Int32,
+            "from 0 within the stratum; in `top` the first twenty are the strongest of the corpus, and any later ones "
+            "complete five for each split",
+        ),
+        "sequence_id": SEQUENCE_ID,
+        "peak": Column(pl.Float32, "strongest activation of the window in this polarity, units of the neuron"),
+        "peak_token": Column(pl.Int32, "position of the peak, from 0; the first of equals"),
+        "activations": Column(pl.List(pl.Float32), "activation at each token, units of the neuron"),
+        **MADE,
+    },
+)
+
+neuron_statistics = Table(
+    name="neuron_statistics",
+    doc="A neuron over the whole corpus: exact moments and extremes of its activation at every token.",
+    key=("layer", "neuron"),
+    columns={
+        "layer": LAYER,
+        "neuron": NEURON,
+        "count": Column(pl.Int64, "finite activations that the moments are taken over"),
+        "mean": Column(pl.Float64, "units of the neuron"),
+        "variance": Column(pl.Float64, "population variance, squared units of the neuron"),
+        "skewness": Column(pl.Float64, "third standardised moment; null for a constant neuron", nullable=True),
+        "kurtosis": Column(pl.Float64, "fourth standardised moment, 3 for a normal; null if constant", nullable=True),
+        "minimum": Column(pl.Float32, "units of the neuron"),
+        "maximum": Column(pl.Float32, "units of the neuron"),
+        "fraction_positive": Column(pl.Float64, "share of tokens with an activation above zero"),
+        "quantile_boundaries": Column(
+            pl.List(pl.Float32), "quantiles .5, .9, .99 and .999 of the window maximum, units of the neuron"
+        ),
+        "dead": Column(pl.Boolean, "never above zero (a signed neuron: never other than zero)"),
+        "n_sequences": Column(pl.Int32, "sequences read"),
+        "n_tokens": Column(pl.Int64, "tokens read"),
+        "n_not_finite": Column(pl.Int64, "activations that were NaN or infinite: counted, never stored"),
+        **MADE,
+    },
+)
+
+token_associations = Table(
+    name="token_associations",
+    doc=(
+        "The tokens of one neuron: mean activation over the documents that are not scored, and the weight from the "
+        "token's embedding. Holds the strongest tokens and every token of a record that may be scored."
+    ),
+    key=("layer", "neuron", "polarity"),
+    lengths=("token_ids", "counts", "means", "weights"),
+    columns={
+        "layer": LAYER,
+        "neuron": NEURON,
+        "polarity": POLARITY,
+        "token_ids": Column(pl.List(pl.Int32), "tokens, ascending"),
+        "counts": Column(pl.List(pl.Int32), "occurrences in documents that are not scored; 0 if unseen"),
+        "means": Column(pl.List(pl.Float32), "mean activation on the token, units of the neuron; `fallback` if unseen"),
+        "weights": Column(
+            pl.List(pl.Float32), "strength of embedding -> neuron by weights; null without a linear form", nullable=True
+        ),
+        "fallback": Column(pl.Float32, "mean activation of the neuron over all tokens not scored, units of the neuron"),
+        **MADE,
+    },
+)
+
+exemplars = Table(
+    name="exemplars",
+    doc="A record chosen to show to an explainer or to score an explanation on.",
+    key=("layer", "neuron", "polarity", "split", "stratum", "rank"),
+    lengths=("token_ids", "activations", "scaled_activations"),
+    columns={
+        "layer": LAYER,
+        "neuron": NEURON,
+        "polarity": POLARITY,
+        "split": Column(pl.String, "`explain` (shown) or `score` (hidden); never the same document"),
+        "stratum": STRATUM,
+        "rank": Column(pl.Int32, "from 0 within split and stratum, strongest first"),
+        "sequence_id": SEQUENCE_ID,
+        "token_ids": Column(pl.List(pl.Int32), "tokens of the sequence"),
+        "activations": Column(pl.List(pl.Float32), "activation at each token, units of the neuron"),
+        "scaled_activations": Column(pl.List(pl.Int8), "0 to 10 against `scale_maximum`"),
+        "scale_maximum": Column(pl.Float32, "strongest activation shown to the explainer; 10 on the scale"),
+        "exemplar_id": EXEMPLAR_ID,
+        **MADE,
+    },
+)
+
+explanations = Table(
+    name="explanations",
+    doc="What one explainer says of one neuron, or why it says nothing.",
+    key=("layer", "explanation_id"),
+    sort=("layer", "neuron", "polarity", "method", "explanation_id"),
+    reasons={"text": "missing_because"},
+    columns={
+        "layer": LAYER,
+        "neuron": NEURON,
+        "polarity": POLARITY,
+        "explanation_id": EXPLANATION_ID,
+        "parent_id": Column(pl.String, "the explanation that this one revises", nullable=True),
+        "method": Column(pl.String, "how it was made: `token-lookup`, `token-linear`, `token-activation-pairs`"),
+        "explainer": Column(pl.String, "the language model that wrote it, or `none`"),
+        "text": Column(pl.String, "the explanation", nullable=True),
+        "missing_because": MISSING_BECAUSE,
+        "prompt_hash": Column(pl.String, "tagged hash of the prompt's files; null without a language model", nullable=True),
+        "request_id": Column(pl.String, "the request in `language_calls`", nullable=True),
+        "exemplar_ids": Column(pl.List(pl.String), "exemplars shown to the explainer"),
+        **MADE,
+    },
+)
+
+simulations = Table(
+    name="simulations",
+    doc="One explanation simulated on one exemplar: what the neuron should do, beside what it does.",
+    key=("layer", "explanation_id", "simulator", "exemplar_id"),
+    sort=("layer", "neuron", "polarity", "explanation_id", "simulator", "stratum", "rank", "exemplar_id"),
+    lengths=("expected", "true"),
+    reasons={"expected": "missing_because"},
+    columns={
+        "layer": LAYER,
+        "neuron": NEURON,
+        "polarity": POLARITY,
+        "explanation_id": EXPLANATION_ID,
+        "simulator": Column(pl.String, "what predicted: `token-lookup`, `token-linear`, or a language model's name"),
+        "exemplar_id": EXEMPLAR_ID,
+        "stratum": STRATUM,
+        "rank": Column(pl.Int32, "of the exemplar"),
+        "scale": Column(
+            pl.String, "unit of `expected`: `neuron` (units of the neuron), `scaled` (0 to 10) or `weight` (arbitrary)"
+        ),
+        "expected": Column(pl.List(pl.Float32), "expected activation at each token", nullable=True),
+        "distribution_values": Column(
+            pl.List(pl.List(pl.Float32)), "scaled activations with a known probability, at each token", nullable=True
+        ),
+        "distribution_probabilities": Column(
+            pl.List(pl.List(pl.Float32)), "their probabilities, summing to 1 at each token", nullable=True
+        ),
+        "true": Column(
+            pl.List(pl.Float32), "true activation at each token, units of the neuron, negated for polarity `-`"
+        ),
+        "missing_because": MISSING_BECAUSE,
+        "coverage": Column(pl.Float32, "share of tokens with a usable prediction, 0 to 1"),
+        "request_ids": Column(pl.List(pl.String), "the requests in `language_calls`"),
+        **MADE,
+    },
+)
+
+scores = Table(
+    name="scores",
+    doc="How well one explanation predicts one neuron, by one scorer on one set of sequences.",
+    key=("layer", "explanation_id", "simulator", "scorer", "split"),
+    sort=("layer", "neuron", "polarity", "explanation_id", "simulator", "scorer", "split"),
+    reasons={"value": "missing_because"},
+    columns={
+        "layer": LAYER,
+        "neuron": NEURON,
+        "polarity": POLARITY,
+        "explanation_id": EXPLANATION_ID,
+        "method": Column(pl.String, "method of the explanation"),
+        "simulator": Column(pl.String, "what predicted"),
+        "scorer": Column(
+            pl.String, "`ev_correlation`, `rsquared`, `absolute_dev_explained` or `explained_variance`"
+        ),
+        "formula_version": Column(pl.Int32, "version of the scorer's formula"),
+        "split": Column(pl.String, "`top_and_random` or `random_only`"),
+        "value": Column(pl.Float64, "the score, without unit; 1 is perfect", nullable=True),
+        "missing_because": MISSING_BECAUSE,
+        "ci_low": Column(pl.Float64, "2.5th percentile of a cluster bootstrap by sequence", nullable=True),
+        "ci_high": Column(pl.Float64, "97.5th percentile of the same", nullable=True),
+        "n_sequences": Column(pl.Int32, "sequences scored"),
+        "n_tokens": Column(pl.Int32, "tokens scored"),
+        "n_failed": Column(pl.Int32, "sequences of the split whose simulation is missing"),
+        "token_lookup": Column(pl.Float64, "the same score of the token-lookup baseline", nullable=True),
+        "token_linear": Column(pl.Float64, "the same score of the token-linear baseline", nullable=True),
+        **MADE,
+    },
+)
+
+language_calls = Table(
+    name="language_calls",
+    doc="One request to a language model, with its reply word for word.",
+    key=("request_id",),
+    by_layer=False,
+    columns={
+        "request_id": Column(pl.String, "tagged hash of the whole request"),
+        "endpoint": Column(pl.String, "base URL asked, without credentials"),
+        "model": Column(pl.String, "model asked for"),
+        "model_served": Column(pl.String, "model that answered, as the endpoint names it", nullable=True),
+        "request": Column(pl.String, "the whole request as canonical JSON"),
+        "reply": Column(pl.String, "the reply's text, word for word", nullable=True),
+        "finish_reason": Column(pl.String, "why the model stopped, as the endpoint says", nullable=True),
+        "prompt_tokens": Column(pl.Int64, "tokens", nullable=True),
+        "cached_tokens": Column(pl.Int64, "of them, read from the provider's cache", nullable=True),
+        "completion_tokens": Column(pl.Int64, "tokens", nullable=True),
+        "cost_usd": Column(pl.Float64, "US dollars; null when the price is not known", nullable=True),
+        "seconds": Column(pl.Float64, "from the first attempt to the last"),
+        "attempts": Column(pl.Int32, "times it was sent"),
+        "missing_because": MISSING_BECAUSE,
+        "error": Column(pl.String, "the endpoint's error, secrets removed", nullable=True),
+        "answered_at": Column(pl.Datetime("us", "UTC"), "when the last attempt ended"),
+        **MADE,
+    },
+)
+
+materializations = Table(
+    name="materializations",
+    doc="One write, finished or failed: the provenance record of every slice of every table.",
+    key=("commit_uuid",),
+    by_layer=False,
+    sort=("started_at", "commit_uuid"),
+    columns={
+        "commit_uuid": Column(pl.String, "stands in the Delta commit too"),
+        "run_id": Column(pl.String, "the Dagster run"),
+        "table": Column(pl.String, "the table written"),
+        "version": Column(pl.Int64, "its Delta version; null if nothing was written", nullable=True),
+        "layer": Column(pl.Int32, "the layer written; null for a table without layers", nullable=True),
+        "neurons": Column(pl.List(pl.Int32), "the neurons written; null for all of the layer", nullable=True),
+        "step_key": Column(pl.String, "tagged hash of code version, settings and inputs", nullable=True),
+        "content_hash": Column(pl.String, "tagged hash of the rows written", nullable=True),
+        "rows": Column(pl.Int64, "rows written"),
+        "inputs": Column(pl.String, "JSON: each table read, with its version and content hash"),
+        "settings": Column(pl.String, "JSON: what was asked for"),
+        "code": Column(pl.String, "JSON: package version, git commit, whether it was changed, asset's code version"),
+        "environment": Column(pl.String, "JSON: versions, device and number format; recorded, never compared"),
+        "usage": Column(pl.String, "JSON: requests, tokens and money of this write"),
+        "started_at": Column(pl.Datetime("us", "UTC"), "when the step began"),
+        "finished_at": Column(pl.Datetime("us", "UTC"), "when it ended"),
+        "status": Column(pl.String, "`done` or `failed`"),
+        "error": Column(pl.String, "why it failed", nullable=True),
+    },
+)
+
+TABLES: dict[str, Table] = {
+    table.name: table
+    for table in (
+        sequences,
+        subject_layers,
+        activations,
+        neuron_statistics,
+        token_associations,
+        exemplars,
+        explanations,
+        simulations,
+        scores,
+        language_calls,
+        materializations,
+    )
+}
+
+
+def stamped(frame: pl.DataFrame, *, run_id: str, identities: Iterable[str]) -> pl.DataFrame:
+    """The rows with the two columns that every made row carries."""
+    return frame.with_columns(
+        pl.Series("identity", list(identities), dtype=pl.String), pl.lit(run_id, dtype=pl.String).alias("run_id")
+    )
