@@ -39,6 +39,46 @@ def identity(kind: str, **made_from: Any) -> str:
     return content_hash({"kind": kind, **made_from})
 
 
+def identities(kind: str, rows: pl.DataFrame, **made_from: Any) -> list[str]:
+    """The identity of every row: `identity(kind, **row, **made_from)` for each, some ten times as fast.
+
+    `rows` holds whole numbers and plain text only (ids, hashes, names), no nulls. Numbers with fractions enter as
+    hashes of their bytes, see `list_hashes`.
+
+    Raises:
+        TypeError: a column is of another type, has a null, or text that JSON would have to escape.
+    """
+    fields: dict[str, str | pl.Expr] = {key: canonical_json(value) for key, value in made_from.items()}
+    fields["kind"] = canonical_json(kind)
+    for name, dtype in rows.schema.items():
+        column = rows.get_column(name)
+        if dtype.is_integer() and not column.null_count():
+            fields[name] = pl.col(name).cast(pl.String)
+        elif dtype == pl.String and column.str.contains(r"^[ !#-\[\]-~]*$").all(ignore_nulls=False):
+            fields[name] = pl.concat_str(pl.lit('"'), pl.col(name), pl.lit('"'))
+        else:
+            raise TypeError(f"column `{name}` must hold whole numbers or plain text without nulls, not {dtype}")
+    parts: list[pl.Expr] = []
+    for position, key in enumerate(sorted(fields)):
+        value = fields[key]
+        parts.append(pl.lit(("{" if position == 0 else ",") + canonical_json(key) + ":"))
+        parts.append(pl.lit(value) if isinstance(value, str) else value)
+    texts = rows.select(pl.concat_str(*parts, pl.lit("}")).alias("json")).get_column("json")
+    return [TAG + hashlib.sha256(text.encode("ascii")).hexdigest() for text in texts]
+
+
+def list_hashes(series: pl.Series) -> list[str]:
+    """The untagged hash of each row's list of numbers, taken over their little-endian bytes."""
+    flat = series.explode(empty_as_null=False, keep_nulls=False).to_numpy()
+    width = flat.dtype.itemsize
+    data = flat.tobytes()
+    ends = series.list.len().fill_null(0).cum_sum().to_list()
+    starts = [0, *ends[:-1]]
+    return [
+        hashlib.sha256(data[start * width : end * width]).hexdigest() for start, end in zip(starts, ends, strict=True)
+    ]
+
+
 def short(tagged: str) -> str:
     """Sixteen hex digits of a tagged hash: enough to be unique in one lake, short enough for a key."""
     return tagged.removeprefix(TAG)[:16]

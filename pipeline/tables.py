@@ -21,6 +21,7 @@ STRATA = ("top", "random", "q0", "q1", "q2", "q3", "q4")
 
 MISSING = {
     "dead_neuron": "the neuron never fires on this corpus in this polarity",
+    "not_seen_firing": "the neuron fires in no document that may be shown to an explainer",
     "no_exemplars": "too few documents of the split to choose exemplars from",
     "no_linear_form": "the neuron is not one linear map of its input followed by a nonlinearity",
     "constant_simulation": "the simulation is the same at every token, so no correlation is defined",
@@ -203,7 +204,7 @@ neuron_statistics = Table(
     columns={
         "layer": LAYER,
         "neuron": NEURON,
-        "count": Column(pl.Int64, "finite activations that the moments are taken over"),
+        "count": Column(pl.Int64, "activations that the moments are taken over"),
         "mean": Column(pl.Float64, "units of the neuron"),
         "variance": Column(pl.Float64, "population variance, squared units of the neuron"),
         "skewness": Column(pl.Float64, "third standardised moment; null for a constant neuron", nullable=True),
@@ -217,7 +218,6 @@ neuron_statistics = Table(
         "dead": Column(pl.Boolean, "never above zero (a signed neuron: never other than zero)"),
         "n_sequences": Column(pl.Int32, "sequences read"),
         "n_tokens": Column(pl.Int64, "tokens read"),
-        "n_not_finite": Column(pl.Int64, "activations that were NaN or infinite: counted, never stored"),
         **MADE,
     },
 )

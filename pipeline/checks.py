@@ -1,0 +1,196 @@
+"""Checks: what must hold of the rows that were written, read back from the lake.
+
+`Table.conform` refuses rows that break a table's own rules. These look across tables: nothing missing, nothing
+leaked from what is explained to what is scored, every stored number still what its parents say.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pipeline.baselines import METHODS
+from pipeline.exemplars import SCORED, SHOWN
+from pipeline.scale import scale
+from pipeline.scores import scores
+from pipeline.tables import TABLES
+
+FAILURES_ALLOWED = 0.2
+"""Share of language-model answers that may be missing before the check fails."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check, with the numbers behind it."""
+
+    name: str
+    passed: bool
+    said: str
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check(table: str, rows: pl.DataFrame, **others: Any) -> list[Finding]:
+    """All checks of one slice of a table. `others` are the parents each table's checks need."""
+    return [_unique(table, rows), *_CHECKS[table](rows, **others)]
+
+
+def names(table: str) -> list[str]:
+    """The checks that `check` makes of a table."""
+    return ["keys_are_unique", *_NAMES[table]]
+
+
+def _unique(table: str, rows: pl.DataFrame) -> Finding:
+    key = TABLES[table].key
+    repeated = len(rows) - rows.select(key).n_unique()
+    return Finding("keys_are_unique", repeated == 0, f"{repeated:,} rows repeat {key}", {"repeated": repeated})
+
+
+def _sequences(rows: pl.DataFrame) -> list[Finding]:
+    shared = rows.group_by("document_hash").agg(pl.col("split").n_unique()).filter(pl.col("split") > 1).height
+    windows = rows.group_by("token_ids").agg(pl.col("split").n_unique()).filter(pl.col("split") > 1).height
+    return [
+        Finding(
+            "splits_share_no_text",
+            shared + windows == 0,
+            f"{shared:,} documents and {windows:,} windows are in more than one split",
+            {"documents": shared, "windows": windows},
+        )
+    ]
+
+
+def _activations(rows: pl.DataFrame, *, sequences: pl.DataFrame, n_neurons: int) -> list[Finding]:
+    missing = n_neurons - rows.get_column("neuron").n_unique()
+    lengths = rows.select("sequence_id", pl.col("activations").list.len().alias("n")).join(
+        sequences.select("sequence_id", pl.col("token_ids").list.len().alias("tokens")), on="sequence_id", how="left"
+    )
+    unequal = lengths.filter(pl.col("n").ne_missing(pl.col("tokens"))).height
+    at_peak = pl.col("activations").list.get(pl.col("peak_token"))
+    extreme = pl.when(pl.col("polarity") == "+").then(pl.col("activations").list.max()).otherwise(
+        pl.col("activations").list.min()
+    )
+    wrong = rows.filter((pl.col("peak") != at_peak) | (pl.col("peak") != extreme)).height
+    return [
+        Finding("every_neuron_is_there", missing == 0, f"{missing:,} of {n_neurons:,} neurons missing", {"missing": missing}),
+        Finding("lengths_agree_with_sequences", unequal == 0, f"{unequal:,} records differ in length", {"unequal": unequal}),
+        Finding("peak_is_the_extreme", wrong == 0, f"{wrong:,} records whose peak is not their extreme", {"wrong": wrong}),
+    ]
+
+
+def _per_neuron(rows: pl.DataFrame, *, n_neurons: int) -> list[Finding]:
+    missing = n_neurons - rows.get_column("neuron").n_unique()
+    return [
+        Finding("every_neuron_is_there", missing == 0, f"{missing:,} of {n_neurons:,} neurons missing", {"missing": missing})
+    ]
+
+
+def _exemplars(rows: pl.DataFrame, *, sequences: pl.DataFrame) -> list[Finding]:
+    documents = rows.join(sequences.select("sequence_id", "document_hash"), on="sequence_id", how="left")
+    at = ["layer", "neuron", "polarity", "document_hash"]
+    shown = documents.filter(pl.col("split").is_in(SHOWN)).select(at).unique()
+    leaked = documents.filter(pl.col("split").is_in(SCORED)).join(shown, on=at, how="semi").height
+    unknown = documents.get_column("document_hash").null_count()
+    flat = rows.select("polarity", "scale_maximum", "activations", "scaled_activations").explode(
+        "activations", "scaled_activations"
+    )
+    sign = np.where(flat.get_column("polarity").to_numpy() == "-", -1.0, 1.0)
+    again = scale(
+        flat.get_column("activations").cast(pl.Float64).to_numpy() * sign,
+        flat.get_column("scale_maximum").cast(pl.Float64).to_numpy(),
+    )
+    differ = int((again != flat.get_column("scaled_activations").to_numpy()).sum())
+    return [
+        Finding(
+            "scored_documents_were_not_shown",
+            leaked + unknown == 0,
+            f"{leaked:,} scored records from documents shown for the same neuron, {unknown:,} from unknown documents",
+            {"leaked": leaked, "unknown": unknown},
+        ),
+        Finding("scale_is_reproduced", differ == 0, f"{differ:,} scaled activations differ", {"differ": differ}),
+    ]
+
+
+def _explanations(rows: pl.DataFrame, *, exemplars: pl.DataFrame) -> list[Finding]:
+    at = ["layer", "neuron", "polarity"]
+    wanted = exemplars.select(at).unique()
+    missing = sum(
+        wanted.join(rows.filter(pl.col("method") == method), on=at, how="anti").height for method in METHODS
+    )
+    known = set(exemplars.filter(pl.col("split").is_in(SCORED)).get_column("exemplar_id"))
+    peeked = sum(bool(known.intersection(ids)) for ids in rows.get_column("exemplar_ids"))
+    written = rows.filter(pl.col("explainer") != "none")
+    return [
+        Finding("every_neuron_is_there", missing == 0, f"{missing:,} neurons lack a baseline", {"missing": missing}),
+        Finding("no_scored_exemplar_was_shown", peeked == 0, f"{peeked:,} explanations saw scored text", {"peeked": peeked}),
+        _failure_share(written, "text"),
+    ]
+
+
+def _simulations(rows: pl.DataFrame, *, explanations: pl.DataFrame, exemplars: pl.DataFrame) -> list[Finding]:
+    at = ["layer", "neuron", "polarity"]
+    wanted = (
+        explanations.filter(pl.col("text").is_not_null())
+        .select(*at, "explanation_id")
+        .join(exemplars.filter(pl.col("split").is_in(SCORED)).select(*at, "exemplar_id"), on=at)
+    )
+    missing = wanted.join(rows, on=["explanation_id", "exemplar_id"], how="anti").height
+    stray = rows.join(wanted, on=["explanation_id", "exemplar_id"], how="anti").height
+    return [
+        Finding(
+            "every_scored_exemplar_is_simulated",
+            missing + stray == 0,
+            f"{missing:,} simulations missing, {stray:,} of exemplars that are not to be scored",
+            {"missing": missing, "stray": stray},
+        ),
+        _failure_share(rows, "expected"),
+    ]
+
+
+def _scores(rows: pl.DataFrame, *, simulations: pl.DataFrame, explanations: pl.DataFrame, seed: int) -> list[Finding]:
+    again = scores(simulations, explanations, seed=seed)
+    key = ["explanation_id", "simulator", "scorer", "split"]
+    both = rows.select(*key, "value", "ci_low", "ci_high", "missing_because").join(
+        again.select(*key, "value", "ci_low", "ci_high", "missing_because"), on=key, how="full", suffix="_again"
+    )
+    differ = both.filter(
+        pl.any_horizontal(
+            pl.col(name).ne_missing(pl.col(f"{name}_again")) for name in ("value", "ci_low", "ci_high", "missing_because")
+        )
+    ).height
+    return [Finding("score_is_reproduced", differ == 0, f"{differ:,} scores differ when recomputed", {"differ": differ})]
+
+
+def _failure_share(rows: pl.DataFrame, column: str) -> Finding:
+    failed = rows.get_column(column).null_count()
+    share = failed / len(rows) if len(rows) else 0.0
+    return Finding(
+        "few_answers_are_missing",
+        share <= FAILURES_ALLOWED,
+        f"{failed:,} of {len(rows):,} missing; {FAILURES_ALLOWED:.0%} are allowed",
+        {"failed": failed, "share": share},
+    )
+
+
+_CHECKS: dict[str, Any] = {
+    "sequences": _sequences,
+    "subject_layers": lambda _: [],
+    "activations": _activations,
+    "neuron_statistics": _per_neuron,
+    "token_associations": _per_neuron,
+    "exemplars": _exemplars,
+    "explanations": _explanations,
+    "simulations": _simulations,
+    "scores": _scores,
+}
+_NAMES: dict[str, tuple[str, ...]] = {
+    "sequences": ("splits_share_no_text",),
+    "subject_layers": (),
+    "activations": ("every_neuron_is_there", "lengths_agree_with_sequences", "peak_is_the_extreme"),
+    "neuron_statistics": ("every_neuron_is_there",),
+    "token_associations": ("every_neuron_is_there",),
+    "exemplars": ("scored_documents_were_not_shown", "scale_is_reproduced"),
+    "explanations": ("every_neuron_is_there", "no_scored_exemplar_was_shown", "few_answers_are_missing"),
+    "simulations": ("every_scored_exemplar_is_simulated", "few_answers_are_missing"),
+    "scores": ("score_is_reproduced",),
+}

@@ -1,0 +1,127 @@
+"""The simulator for any chat endpoint: an explanation and numbered tokens go in, one number per token comes out.
+
+The idea is OpenAI's logprob-free simulator (Bills et al. 2023, and its successor in transformer-debugger): the expected
+activation is what the language model writes down, not an expectation over digit tokens. Where we differ: tokens and
+numbers meet by index and never by repeating the text; temperature is always sent; and a reply that does not hold one
+number for each token is missing, where those systems score it as zeros.
+
+A request never holds an activation of the sequence that it asks about.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from pipeline import prompts
+from pipeline.errors import LakeError
+from pipeline.ports import Reply, Request
+from pipeline.token_activation_pairs import token_texts
+
+PROMPT_HASH = prompts.prompt_hash(("simulate.system.txt", "simulate.user.txt", "cases.json"))
+"""Of every file that a request of this simulator is made from."""
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What one reply predicts: all tokens, or none and the reason."""
+
+    expected: list[float] | None
+    """One per token, scaled, 0 to 10."""
+    missing_because: str | None
+    coverage: float
+    """Share of tokens with a usable prediction: 1.0 or 0.0."""
+
+
+def requests(
+    explanations: pl.DataFrame,
+    exemplars: pl.DataFrame,
+    tokens: Mapping[str, Sequence[str]],
+    *,
+    model: str,
+    seed: int,
+) -> Iterator[tuple[tuple[str, str], Request]]:
+    """For each explanation with a text and each exemplar of its neuron: (explanation_id, exemplar_id) and the request.
+
+    `explanations` and `exemplars` are rows of their tables, the exemplars of split `score`. `tokens` gives the display
+    strings of each `sequence_id`, one per token.
+
+    Raises:
+        LakeError: an exemplar was shown to the explainer, or a sequence has no tokens or another number of them.
+    """
+    if strangers := sorted(set(exemplars.get_column("split")) - {"score"}):
+        raise LakeError(f"exemplars of split {strangers} must never be scored on; pass only split `score`")
+    hidden = exemplars.select(
+        "layer", "neuron", "polarity", "exemplar_id", "sequence_id", pl.col("token_ids").list.len().alias("n_tokens")
+    )
+    pairs = (
+        explanations.filter(pl.col("text").is_not_null())
+        .select("layer", "neuron", "polarity", "explanation_id", "text")
+        .join(hidden, on=["layer", "neuron", "polarity"], maintain_order="left_right")
+        .select("explanation_id", "exemplar_id", "text", "sequence_id", "n_tokens")
+    )
+    beginning = _beginning()
+    for explanation_id, exemplar_id, text, sequence_id, n_tokens in pairs.iter_rows():
+        yield (
+            (explanation_id, exemplar_id),
+            Request(
+                model=model,
+                messages=(*beginning, ("user", _question(text, token_texts(tokens, sequence_id, n_tokens)))),
+                temperature=0.0,
+                # `[12,0],` is eight tokens where every character is one; half as much again allows white space.
+                max_tokens=64 + 12 * n_tokens,
+                seed=seed,
+            ),
+        )
+
+
+def parse(reply: Reply, n_tokens: int) -> Simulated:
+    """One number from 0 to 10 for each of the `n_tokens` tokens, or nothing at all and the reason.
+
+    `wrong_length`: the pairs are well formed, but an index is missing, unknown or there twice. `unparsable`: anything
+    else that is not the object that was asked for.
+    """
+    if reply.missing_because is not None or reply.text is None:
+        return _missing(reply.missing_because or "unparsable")
+    match prompts.read_object(reply.text):
+        case {"activations": list(pairs), **others} if not others:
+            pass
+        case _:
+            return _missing("unparsable")
+    numbers: dict[int, float] = {}
+    for pair in pairs:
+        match pair:
+            case [int(index), int() | float() as value] if _is_number(index, value):
+                numbers[index] = float(value)
+            case _:
+                return _missing("unparsable")
+    if len(pairs) != n_tokens or numbers.keys() != set(range(n_tokens)):
+        return _missing("wrong_length")
+    return Simulated(expected=[numbers[index] for index in range(n_tokens)], missing_because=None, coverage=1.0)
+
+
+def _is_number(index: int, value: float) -> bool:
+    """Python takes True for 1, and JSON numbers may overflow to infinity."""
+    return not isinstance(index, bool) and not isinstance(value, bool) and 0 <= value <= 10 and math.isfinite(value)
+
+
+def _missing(reason: str) -> Simulated:
+    return Simulated(expected=None, missing_because=reason, coverage=0.0)
+
+
+def _beginning() -> list[tuple[str, str]]:
+    """What every request starts with, worked cases included: the same for all, so that providers cache it."""
+    messages = [("system", prompts.load("simulate.system.txt").fill())]
+    for case in prompts.cases():
+        excerpt = case.excerpts[0]
+        activations = [[index, activation] for index, (_, activation) in enumerate(excerpt)]
+        messages.append(("user", _question(case.explanation, [token for token, _ in excerpt])))
+        messages.append(("assistant", prompts.as_data({"activations": activations})))
+    return messages
+
+
+def _question(explanation: str, texts: Sequence[str]) -> str:
+    return prompts.load("simulate.user.txt").fill(
+        explanation=prompts.as_data(explanation), tokens=prompts.as_data(list(enumerate(texts)))
+    )

@@ -1,0 +1,215 @@
+"""Scores: how well a simulation predicts the neuron, by four formulas on two sets of sequences.
+
+With true activations y and expected activations s at all tokens of the scored sequences, taken together:
+
+    ev_correlation           Pearson correlation of s and y
+    rsquared                 1 - mean((y - s)**2) / mean(y**2)          not centred, as in OpenAI's code
+    absolute_dev_explained   1 - mean(|y - s|) / mean(|y|)
+    explained_variance       1 - mean((y - s)**2) / var(y)              centred, as in the paper
+
+Bills et al. 2023, "Scoring explanations", and its code `explanations/scoring.py`. Activations are raw: not scaled,
+and negative ones kept. The last three only mean something when s is in the units of y (`simulations.scale` is
+`neuron`); for a simulation on the scale 0 to 10 or in units of weights they are computed as they stand.
+
+Tokens of one sequence are not independent, so the interval resamples whole sequences (cluster bootstrap).
+"""
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipeline.provenance import content_hash, identities
+
+SCORERS = ("ev_correlation", "rsquared", "absolute_dev_explained", "explained_variance")
+FORMULA_VERSION = 1
+SETS = {"top_and_random": ("top", "random"), "random_only": ("random",)}
+RESAMPLES = 500
+
+
+def scores(simulations: pl.DataFrame, explanations: pl.DataFrame, *, seed: int) -> pl.DataFrame:
+    """The `scores` rows for all explanations given, without `run_id`.
+
+    An explanation that is missing has missing scores, for the same reason. `seed` draws the resamples, the same ones
+    for every neuron, so that one neuron alone scores as it does among others.
+    """
+    frames = [_missing(explanations.filter(pl.col("text").is_null()))]
+    methods = explanations.select("layer", "explanation_id", "method")
+    for name, strata in SETS.items():
+        rows = simulations.filter(pl.col("stratum").is_in(strata)).join(
+            methods, on=["layer", "explanation_id"], how="inner", maintain_order="left"
+        )
+        frames.append(_scored(rows, name, seed=seed))
+    frame = pl.concat(frames)
+    answered = frame.select("layer", "explanation_id", "split").unique()
+    unsimulated = explanations.filter(pl.col("text").is_not_null()).join(
+        answered, on=["layer", "explanation_id"], how="anti"
+    )
+    frame = pl.concat([frame, _missing(unsimulated.with_columns(pl.lit("no_simulation").alias("missing_because")))])
+    return _with_baselines(frame)
+
+
+def _missing(explanations: pl.DataFrame) -> pl.DataFrame:
+    """One row for each scorer and set of every explanation that could not be simulated."""
+    grid = pl.DataFrame([(scorer, name) for scorer in SCORERS for name in SETS], schema=["scorer", "split"], orient="row")
+    rows = explanations.select(
+        "layer", "neuron", "polarity", "explanation_id", "method", "missing_because", pl.col("identity").alias("explanation")
+    ).join(grid, how="cross")
+    made_from = rows.select("explanation", "scorer", "split")
+    return rows.select(
+        "layer", "neuron", "polarity", "explanation_id", "method",
+        pl.lit("none").alias("simulator"), "scorer", "split",
+        pl.lit(None, pl.Float64).alias("value"), "missing_because",
+        pl.lit(None, pl.Float64).alias("ci_low"), pl.lit(None, pl.Float64).alias("ci_high"),
+        pl.lit(0, pl.Int32).alias("n_sequences"), pl.lit(0, pl.Int32).alias("n_tokens"), pl.lit(0, pl.Int32).alias("n_failed"),
+        pl.Series("identity", identities("score", made_from, formula_version=FORMULA_VERSION), dtype=pl.String),
+    )  # fmt: skip
+
+
+def _scored(rows: pl.DataFrame, split: str, *, seed: int) -> pl.DataFrame:
+    """All four scorers on one set of sequences, for every (explanation, simulator) in `rows`."""
+    at = ["layer", "neuron", "polarity", "explanation_id", "method", "simulator"]
+    rows = rows.sort(*at, "stratum", "rank", "exemplar_id")
+    groups = rows.group_by(at, maintain_order=True).agg(
+        pl.col("expected").is_null().sum().cast(pl.Int32).alias("n_failed"),
+        pl.col("expected").is_not_null().sum().cast(pl.Int32).alias("n_sequences"),
+        pl.col("expected").list.len().sum().cast(pl.Int32).alias("n_tokens"),
+        pl.col("identity").str.join("\n").alias("simulations"),
+        pl.col("missing_because").drop_nulls().mode().sort().first().alias("failure"),
+    )
+    usable = rows.filter(pl.col("expected").is_not_null())
+    moments = _moments(usable, groups.get_column("n_sequences").to_numpy())
+    point = _formulas(moments.sum(axis=1))
+    low, high = _interval(moments, groups.get_column("n_sequences").to_numpy(), seed=seed)
+    extremes = _extremes(usable, groups.get_column("n_sequences").to_numpy())
+    constant_true, constant_expected = extremes
+    hashes = [content_hash(text) for text in groups.get_column("simulations")]
+    frames: list[pl.DataFrame] = []
+    for index, scorer in enumerate(SCORERS):
+        value = point[:, index]
+        reason = np.full(len(groups), None, dtype=object)
+        if scorer == "ev_correlation":
+            reason[constant_expected] = "constant_simulation"
+        if scorer in ("ev_correlation", "explained_variance"):
+            reason[constant_true] = "constant_activation"
+        reason[(reason == None) & ~np.isfinite(value)] = "constant_activation"  # noqa: E711 (elementwise)
+        nothing = groups.get_column("n_sequences").to_numpy() == 0
+        reason[nothing] = groups.get_column("failure").fill_null("no_simulation").to_numpy()[nothing]
+        known = pl.Series(reason, dtype=pl.String).is_null()
+        frame = groups.select(
+            *at, pl.lit(scorer).alias("scorer"), pl.lit(split).alias("split"),
+            pl.Series("value", value), pl.Series("missing_because", reason, dtype=pl.String),
+            pl.Series("ci_low", low[:, index]), pl.Series("ci_high", high[:, index]),
+            "n_sequences", "n_tokens", "n_failed",
+        ).with_columns(
+            pl.when(known).then(pl.col(name)).fill_nan(None).alias(name) for name in ("value", "ci_low", "ci_high")
+        )  # fmt: skip
+        made_from = frame.select("scorer", "split").with_columns(pl.Series("simulations", hashes, dtype=pl.String))
+        made = identities("score", made_from, formula_version=FORMULA_VERSION, seed=seed, resamples=RESAMPLES)
+        frames.append(frame.with_columns(pl.Series("identity", made, dtype=pl.String)))
+    return pl.concat(frames).select(
+        *at[:5], "simulator", "scorer", "split", "value", "missing_because", "ci_low", "ci_high",
+        "n_sequences", "n_tokens", "n_failed", "identity",
+    )  # fmt: skip
+
+
+def _moments(usable: pl.DataFrame, n_sequences: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Sums over the tokens of each sequence: (explanation, sequence, sum), padded with zeros.
+
+    The sums are n, y, s, y*y, s*s, y*s about the explanation's own means, then those means, then raw y*y,
+    (y-s)**2, |y| and |y-s|. Taking them about the mean keeps the correlation exact when a neuron barely varies.
+    """
+    most = int(n_sequences.max(initial=0))
+    out = np.zeros((len(n_sequences), most, 10))
+    if usable.is_empty():
+        return out
+    lengths = usable.get_column("true").list.len().to_numpy().astype(np.int64)
+    y = usable.get_column("true").explode(empty_as_null=False, keep_nulls=False).cast(pl.Float64).to_numpy()
+    s = usable.get_column("expected").explode(empty_as_null=False, keep_nulls=False).cast(pl.Float64).to_numpy()
+    explanation = np.repeat(np.arange(len(n_sequences)), n_sequences)
+    position = np.arange(len(explanation)) - np.repeat(np.cumsum(n_sequences) - n_sequences, n_sequences)
+    token_explanation = np.repeat(explanation, lengths)
+    tokens = np.bincount(token_explanation, minlength=len(n_sequences))
+    centre = [np.bincount(token_explanation, weights=v, minlength=len(n_sequences)) / np.maximum(tokens, 1) for v in (y, s)]
+    dy, ds = y - centre[0][token_explanation], s - centre[1][token_explanation]
+    starts = np.cumsum(lengths) - lengths
+    columns = (np.ones_like(y), dy, ds, dy * dy, ds * ds, dy * ds, y * y, (y - s) ** 2, np.abs(y), np.abs(y - s))
+    for index, column in enumerate(columns):
+        out[explanation, position, index] = np.add.reduceat(column, starts)
+    return out
+
+
+def _formulas(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The four scores from sums over tokens (..., 10); NaN where one is undefined."""
+    n, dy, ds, dyy, dss, dys, yy, error, absolute, absolute_error = np.moveaxis(sums, -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance_y, variance_s = dyy - dy * dy / n, dss - ds * ds / n
+        correlation = (dys - dy * ds / n) / np.sqrt(variance_y * variance_s)
+        result = np.stack(
+            [
+                np.clip(correlation, -1, 1),
+                1 - error / yy,
+                1 - absolute_error / absolute,
+                1 - error / variance_y,
+            ],
+            axis=-1,
+        )
+    return np.where(np.isfinite(result), result, np.nan)
+
+
+def _interval(
+    moments: NDArray[np.float64], n_sequences: NDArray[np.int32], *, seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """2.5th and 97.5th percentile over resamples of whole sequences; NaN with fewer than two sequences."""
+    low = np.full((len(moments), len(SCORERS)), np.nan)
+    high = low.copy()
+    for size in np.unique(n_sequences[n_sequences >= 2]):
+        generator = np.random.default_rng([seed, int(size)])
+        weights = generator.multinomial(int(size), np.full(size, 1 / size), size=RESAMPLES).astype(np.float64)
+        members = np.flatnonzero(n_sequences == size)
+        for block in np.array_split(members, max(1, len(members) // 512)):
+            # Added up one sequence at a time: a matrix product may round differently for one neuron than for many.
+            resampled = np.zeros((len(block), RESAMPLES, moments.shape[2]))
+            for sequence in range(size):
+                resampled += weights[None, :, sequence, None] * moments[block, None, sequence]
+            bounds = _percentiles(_formulas(resampled), (2.5, 97.5))
+            low[block], high[block] = bounds
+    return low, high
+
+
+def _percentiles(values: NDArray[np.float64], percents: tuple[float, float]) -> list[NDArray[np.float64]]:
+    """Percentiles over axis 1 by linear interpolation, leaving NaN out; NaN where nothing is left."""
+    ordered = np.sort(values, axis=1)
+    n = np.isfinite(ordered).sum(axis=1)
+    found: list[NDArray[np.float64]] = []
+    for percent in percents:
+        at = np.maximum(n - 1, 0) * percent / 100
+        below = np.floor(at).astype(np.int64)
+        above = np.minimum(below + 1, np.maximum(n - 1, 0))
+        lower = np.take_along_axis(ordered, below[:, None], axis=1)[:, 0]
+        upper = np.take_along_axis(ordered, above[:, None], axis=1)[:, 0]
+        found.append(np.where(n > 0, lower + (upper - lower) * (at - below), np.nan))
+    return found
+
+
+def _extremes(usable: pl.DataFrame, n_sequences: NDArray[np.int32]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """For each explanation, whether the true and the expected activations are the same at every token."""
+    explanation = np.repeat(np.arange(len(n_sequences)), n_sequences)
+    found: list[NDArray[np.bool_]] = []
+    for name in ("true", "expected"):
+        low, high = np.full(len(n_sequences), np.inf), np.full(len(n_sequences), -np.inf)
+        column = usable.get_column(name)
+        np.minimum.at(low, explanation, column.list.min().to_numpy())
+        np.maximum.at(high, explanation, column.list.max().to_numpy())
+        found.append(low == high)
+    return found[0], found[1]
+
+
+def _with_baselines(frame: pl.DataFrame) -> pl.DataFrame:
+    """Beside every score, the same score of the two baselines for that neuron."""
+    at = ["layer", "neuron", "polarity", "scorer", "split"]
+    for method in ("token-lookup", "token-linear"):
+        baseline = frame.filter(pl.col("method") == method).select(*at, pl.col("value").alias(method.replace("-", "_")))
+        frame = frame.join(baseline.unique(at), on=at, how="left", maintain_order="left")
+    return frame.with_columns(pl.lit(FORMULA_VERSION, pl.Int32).alias("formula_version"))
+
+
