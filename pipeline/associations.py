@@ -69,24 +69,6 @@ def associations(
     return frame.with_columns(pl.Series("identity", made))
 
 
-def token_texts(sequences: pl.DataFrame) -> dict[int, str]:
-    """How each token of the corpus looks: the text it covers where it first occurs, in the order of sequence ids.
-
-    White space around it is kept; bytes that are no whole character become U+FFFD.
-    """
-    first = (
-        sequences.sort("sequence_id")
-        .select("token_ids", "token_bytes")
-        .explode("token_ids", "token_bytes")
-        .unique("token_ids", keep="first", maintain_order=True)
-    )
-    return {
-        token: piece.decode("utf-8", errors="replace")
-        for token, piece in first.iter_rows()
-        if token is not None
-    }
-
-
 def _scored(
     records: pl.DataFrame, sequences: pl.DataFrame, tokens: NDArray[np.int32], neurons: int
 ) -> NDArray[np.int64]:

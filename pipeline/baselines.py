@@ -58,6 +58,11 @@ def explanations(
         frame = state.select(
             "layer", "neuron", "polarity", reason.alias("missing_because"), pl.lit(method).alias("method")
         ).with_columns(pl.Series("text", _sentences(associations, values, texts), dtype=pl.String))
+        # No token of a document that may be read is left to name.
+        frame = frame.with_columns(
+            pl.when(pl.col("text").is_null()).then(pl.col("missing_because").fill_null("no_exemplars"))
+            .otherwise(pl.col("missing_because")).alias("missing_because")
+        )
         content = associations.get_column(values).fill_null(pl.lit([], dtype=pl.List(pl.Float32)))
         made_from = frame.select(
             "layer", "neuron", "polarity", "method", pl.col("missing_because").fill_null("")

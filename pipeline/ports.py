@@ -41,6 +41,10 @@ class Corpus(Protocol):
         """Each document once, in the same order every time; what cannot be read comes as `Rejected`."""
         ...
 
+    def fingerprint(self) -> str:
+        """Tagged hash that changes whenever `documents` may give something else. Cheap: it parses nothing."""
+        ...
+
     def provenance(self) -> Mapping[str, Any]:
         """What an auditor must know to find the same text again: names, sizes and hashes of sources."""
         ...
@@ -77,6 +81,14 @@ class SubjectModel(Protocol):
 
     def fingerprints(self) -> Sequence[str]:
         """For each layer, the tagged hash of all that can influence its neurons."""
+        ...
+
+    def tokenizer_hash(self) -> str:
+        """Tagged hash of what turns text into tokens."""
+        ...
+
+    def device(self) -> str:
+        """Where `capture` computes, such as `cpu` or `cuda`."""
         ...
 
     def tokenize(self, texts: Sequence[str]) -> Sequence[Tokens]:
@@ -201,13 +213,14 @@ class Lake(Protocol):
         neurons: Sequence[int] | None = None,
         record: Mapping[str, Any],
         commit_uuid: str | None = None,
+        allow_empty: bool = False,
     ) -> Commit:
         """Replace exactly one slice: a layer, some neurons of a layer, or (only for a table without layers) all.
 
         `record` goes into the Delta commit as JSON. Retries when another writer came first.
 
         Raises:
-            LakeError: the rows break a rule of the table, or lie outside the slice.
+            LakeError: the rows break a rule of the table, lie outside the slice, or are none without `allow_empty`.
         """
         ...
 
@@ -219,4 +232,6 @@ class Lake(Protocol):
 class Progress(Protocol):
     """Hears how far a step has come."""
 
-    def __call__(self, step: str, done: int, total: int, detail: str = "") -> None: ...
+    def __call__(self, step: str, done: int, total: int, detail: str = "") -> None:
+        """`done` of `total` things of this step are done; a `total` of 0 means that nobody knows how many there are."""
+        ...

@@ -1,0 +1,105 @@
+"""The definitions that Dagster loads: the only file that sees both the assets and the doors.
+
+Dagster calls `defs` when it loads the project, so that importing this module reads no setting and opens nothing.
+"""
+
+import dagster as dg
+
+from assets import activations, exemplars, explanations, layer_summary, neuron, scores, sequences, simulations
+from assets import subject_layers as layers
+from assets.project import Choices, Project
+from pipeline.ports import Corpus, Lake, LanguageModel, Progress, SubjectModel
+from resources import code
+from resources.corpus import open_corpus
+from resources.delta import DeltaLake
+from resources.language import OpenAICompatible
+from resources.progress import LoggedProgress
+from resources.settings import Settings, load
+from resources.subject import HuggingFaceSubject
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """The project of the folder, the environment and the file that Dagster was started with."""
+    return build(load())
+
+
+def build(settings: Settings, *, progress: Progress | None = None) -> dg.Definitions:
+    """All assets, jobs and doors for these settings."""
+    subject = open_subject(settings)
+    lake = open_lake(settings)
+    project = open_project(settings, subject)
+    doors: dict[str, Corpus | SubjectModel | LanguageModel | Lake | Progress] = {
+        "subject": subject,
+        "corpus": open_corpus(settings.corpus, column=settings.column),
+        "lake": lake,
+        "language": open_language(settings, lake),
+        "progress": progress or LoggedProgress(),
+    }
+    assets = [
+        sequences.define(project),
+        layers.define(project),
+        activations.define(project),
+        exemplars.define(project),
+        explanations.define(project),
+        simulations.define(project),
+        scores.define(project),
+        layer_summary.define(),
+        *neuron.define(project),
+    ]
+    return dg.Definitions(
+        assets=assets,
+        resources=doors,
+        # A step takes seconds and starting a process takes longer: parallel work is inside steps.
+        executor=dg.in_process_executor,
+        jobs=[
+            dg.define_asset_job(
+                "explain_layer",
+                selection=dg.AssetSelection.assets("exemplars", "explanations", "simulations", "scores"),
+                description="From a layer's activations to its scores.",
+            ),
+            dg.define_asset_job(
+                "explain_neuron",
+                selection=dg.AssetSelection.groups("neuron"),
+                description="From one neuron's activations to its scores, leaving all other neurons as they are.",
+            ),
+        ],
+    )
+
+
+def open_project(settings: Settings, subject: SubjectModel) -> Project:
+    """The project of these settings: the subject's shape, and the choices that results depend on."""
+    return Project(
+        n_neurons=tuple(site.n_neurons for site in subject.layers()),
+        choices=Choices(
+            windows=settings.windows,
+            length=settings.length,
+            seed=settings.seed,
+            explainer=settings.explainer,
+            simulator=settings.simulator or settings.explainer,
+        ),
+        code=code.code(),
+        environment=code.environment(),
+    )
+
+
+def open_subject(settings: Settings) -> HuggingFaceSubject:
+    """The door to the subject model; its weights are loaded when they are first needed."""
+    return HuggingFaceSubject(
+        settings.subject, revision=settings.revision, device=settings.device, dtype=settings.dtype
+    )
+
+
+def open_lake(settings: Settings) -> DeltaLake:
+    """The door to the tables."""
+    return DeltaLake(settings.lake_uri)
+
+
+def open_language(settings: Settings, lake: Lake) -> OpenAICompatible:
+    """The door to the language model; nothing is sent before something is asked."""
+    return OpenAICompatible(
+        settings.base_url,
+        journal_path=settings.instance / "language_calls.sqlite",
+        lake=lake,
+        concurrency=settings.concurrency,
+    )

@@ -1,0 +1,85 @@
+"""The asset `explanations`: of every neuron, what its tokens say of it, and what a language model does if there is one."""
+
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from assets.project import Project, parse_key
+from assets.spec import checks, described
+from assets.step import Step, Written
+from pipeline import explanations as written_by_model
+from pipeline import token_activation_pairs
+from pipeline.baselines import METHODS
+from pipeline.baselines import explanations as baseline_rows
+from pipeline.checks import check
+from pipeline.ports import Lake, LanguageModel, Usage
+from pipeline.texts import display, token_texts
+
+CODE_VERSION = "1"
+
+
+def settings(project: Project) -> dict[str, Any]:
+    """The choices that these rows depend on."""
+    chosen: dict[str, Any] = {"methods": list(METHODS)}
+    if project.choices.explainer:
+        chosen |= {
+            "methods": [*METHODS, token_activation_pairs.METHOD],
+            "explainer": project.choices.explainer,
+            "prompt": token_activation_pairs.PROMPT_HASH,
+            "seed": project.choices.seed,
+        }
+    return chosen
+
+
+def make(
+    context: dg.AssetExecutionContext,
+    lake: Lake,
+    language: LanguageModel,
+    project: Project,
+    *,
+    layer: int,
+    neuron: int | None = None,
+) -> tuple[Written, list[Any], dict[str, Any]]:
+    """Explain the neurons of a layer, or one of them."""
+    step = Step(
+        context, lake, project, table="explanations", code_version=CODE_VERSION, layer=layer, neuron=neuron,
+        settings=settings(project),
+    )  # fmt: skip
+    sequences, exemplars = step.read("sequences"), step.read("exemplars")
+    dead = step.read("neuron_statistics").select("layer", "neuron", "dead")
+    rows = baseline_rows(step.read("token_associations"), exemplars, token_texts(sequences), dead=dead)
+    usage = Usage()
+    if (model := project.choices.explainer) is not None:
+        asked = written_by_model.requests(rows, exemplars, display(sequences), model=model, seed=project.choices.seed)
+        replies, usage = language.answer([request for _, request in asked], run_id=step.run_id)
+        rows = pl.concat([rows.select(sorted(rows.columns)), written_by_model.rows(asked, replies, rows, exemplars, model=model).select(sorted(rows.columns))])  # fmt: skip
+    written = step.write(rows, usage=usage)
+    numbers: dict[str, Any] = {"neurons/explained": written.rows.drop_nulls("text").get_column("neuron").n_unique()}
+    reasons = written.rows.drop_nulls("missing_because").group_by("missing_because").len().sort("missing_because")
+    numbers |= {f"missing/{reason}": count for reason, count in reasons.iter_rows()}
+    return written, check("explanations", written.rows, exemplars=exemplars), numbers
+
+
+def define(project: Project) -> dg.AssetsDefinition:
+    """The asset for one project, by layer."""
+
+    @dg.asset(
+        group_name="layers",
+        code_version=CODE_VERSION,
+        deps=["exemplars", "token_associations", "neuron_statistics", "sequences"],
+        partitions_def=project.layers,
+        check_specs=checks("explanations"),
+        pool="language",
+        **described("explanations"),
+    )
+    def explanations(
+        context: dg.AssetExecutionContext,
+        lake: dg.ResourceParam[Lake],
+        language: dg.ResourceParam[LanguageModel],
+    ) -> dg.MaterializeResult:
+        layer, _ = parse_key(context.partition_key)
+        written, findings, numbers = make(context, lake, language, project, layer=layer)
+        return written.result(findings, extra=numbers)
+
+    return explanations

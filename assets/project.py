@@ -1,0 +1,74 @@
+"""The project: which layers and neurons there are, and the choices that a run's results depend on.
+
+Built once by `assets.definitions` and handed to every asset, so that no asset reads a setting by itself.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a user chooses that changes results. All of it enters step keys."""
+
+    windows: int
+    """Most windows to read from the corpus."""
+    length: int
+    """Tokens of a window."""
+    seed: int
+    explainer: str | None
+    """Language model that explains, None for the baselines alone."""
+    simulator: str | None
+    """Language model that simulates."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """Everything an asset is defined from."""
+
+    n_neurons: tuple[int, ...]
+    """Neurons of each layer of the subject."""
+    choices: Choices
+    code: Mapping[str, Any]
+    """Package version, git commit and whether the tree was changed: recorded with every write."""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """Versions of what computes: recorded, never compared."""
+
+    @property
+    def layers(self) -> dg.StaticPartitionsDefinition:
+        """Keys `L00`, `L01`, ..."""
+        return dg.StaticPartitionsDefinition([layer_key(layer) for layer in range(len(self.n_neurons))])
+
+    @property
+    def neurons(self) -> dg.MultiPartitionsDefinition:
+        """Keys `L05|N0131`; the neuron axis is as long as the widest layer."""
+        return dg.MultiPartitionsDefinition(
+            {
+                "layer": self.layers,
+                "neuron": dg.StaticPartitionsDefinition([neuron_key(n) for n in range(max(self.n_neurons, default=1))]),
+            }
+        )
+
+
+def layer_key(layer: int) -> str:
+    """The partition key of a layer, such as `L05`."""
+    return f"L{layer:02d}"
+
+
+def neuron_key(neuron: int) -> str:
+    """The key of a neuron within its layer, such as `N0131`."""
+    return f"N{neuron:04d}"
+
+
+def neuron_name(layer: int, neuron: int) -> str:
+    """The partition key of one neuron, such as `L05|N0131`."""
+    return f"{layer_key(layer)}|{neuron_key(neuron)}"
+
+
+def parse_key(key: str) -> tuple[int, int | None]:
+    """Layer and neuron of a partition key; the neuron is None for the key of a layer."""
+    layer, _, neuron = key.partition("|")
+    return int(layer[1:]), int(neuron[1:]) if neuron else None

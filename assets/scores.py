@@ -1,0 +1,68 @@
+"""The asset `scores`: how well each explanation predicts its neuron."""
+
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from assets.project import Project, parse_key
+from assets.spec import checks, described
+from assets.step import Step, Written
+from pipeline.checks import check
+from pipeline.ports import Lake
+from pipeline.scores import FORMULA_VERSION, RESAMPLES, scores as scored
+
+CODE_VERSION = f"1.{FORMULA_VERSION}"
+
+
+def settings(project: Project) -> dict[str, Any]:
+    """The choices that these rows depend on."""
+    return {"seed": project.choices.seed, "resamples": RESAMPLES}
+
+
+def make(
+    context: dg.AssetExecutionContext, lake: Lake, project: Project, *, layer: int, neuron: int | None = None
+) -> tuple[Written, list[Any], dict[str, Any]]:
+    """Score the simulations of a layer, or of one neuron of it."""
+    step = Step(
+        context, lake, project, table="scores", code_version=CODE_VERSION, layer=layer, neuron=neuron,
+        settings=settings(project),
+    )  # fmt: skip
+    simulations, explanations = step.read("simulations", may_be_empty=True), step.read("explanations")
+    written = step.write(scored(simulations, explanations, seed=project.choices.seed))
+    findings = check(
+        "scores", written.rows, simulations=simulations, explanations=explanations, seed=project.choices.seed
+    )
+    return written, findings, _numbers(written.rows)
+
+
+def define(project: Project) -> dg.AssetsDefinition:
+    """The asset for one project, by layer."""
+
+    @dg.asset(
+        group_name="layers",
+        code_version=CODE_VERSION,
+        deps=["simulations", "explanations"],
+        partitions_def=project.layers,
+        check_specs=checks("scores"),
+        **described("scores"),
+    )
+    def scores(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
+        written, findings, numbers = make(context, lake, project, layer=parse_key(context.partition_key)[0])
+        return written.result(findings, extra=numbers)
+
+    return scores
+
+
+def _numbers(rows: pl.DataFrame) -> dict[str, Any]:
+    """For each method, the distribution of the main score, to be plotted by layer."""
+    main = rows.filter((pl.col("scorer") == "ev_correlation") & (pl.col("split") == "top_and_random"))
+    numbers: dict[str, Any] = {"neurons/scored": main.drop_nulls("value").get_column("neuron").n_unique()}
+    for method, group in main.sort("method").group_by("method", maintain_order=True):
+        values = group.get_column("value").drop_nulls()
+        numbers[f"score/{method[0]}/undefined"] = len(group) - len(values)
+        if len(values):
+            numbers[f"score/{method[0]}/mean"] = float(values.sum()) / len(values)
+            numbers[f"score/{method[0]}/median"] = float(values.quantile(0.5, "linear") or 0.0)
+            numbers[f"score/{method[0]}/p90"] = float(values.quantile(0.9, "linear") or 0.0)
+    return numbers

@@ -1,0 +1,85 @@
+"""The asset `simulations`: every explanation, played back on the exemplars that its explainer never saw."""
+
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from assets.project import Project, parse_key
+from assets.spec import checks, described
+from assets.step import Step, Written
+from pipeline import json_simulator
+from pipeline import simulations as played_by_model
+from pipeline.baselines import simulations as baseline_rows
+from pipeline.checks import check
+from pipeline.ports import Lake, LanguageModel, Usage
+from pipeline.texts import display
+
+CODE_VERSION = "1"
+
+
+def settings(project: Project) -> dict[str, Any]:
+    """The choices that these rows depend on."""
+    if not project.choices.simulator:
+        return {}
+    return {
+        "simulator": project.choices.simulator,
+        "prompt": json_simulator.PROMPT_HASH,
+        "seed": project.choices.seed,
+    }
+
+
+def make(
+    context: dg.AssetExecutionContext,
+    lake: Lake,
+    language: LanguageModel,
+    project: Project,
+    *,
+    layer: int,
+    neuron: int | None = None,
+) -> tuple[Written, list[Any], dict[str, Any]]:
+    """Simulate the explanations of a layer, or of one neuron of it."""
+    step = Step(
+        context, lake, project, table="simulations", code_version=CODE_VERSION, layer=layer, neuron=neuron,
+        settings=settings(project),
+    )  # fmt: skip
+    explanations, exemplars = step.read("explanations"), step.read("exemplars")
+    rows = baseline_rows(explanations, exemplars, step.read("token_associations"))
+    usage = Usage()
+    if (model := project.choices.simulator) is not None:
+        texts = display(step.read("sequences"))
+        asked = played_by_model.requests(explanations, exemplars, texts, model=model, seed=project.choices.seed)
+        replies, usage = language.answer([request for _, request in asked], run_id=step.run_id)
+        played = played_by_model.rows(asked, replies, explanations, exemplars, model=model)
+        rows = pl.concat([rows.select(sorted(rows.columns)), played.select(sorted(rows.columns))])
+    written = step.write(rows, usage=usage)
+    numbers = {
+        "data/simulations": len(written.rows),
+        "data/simulations_missing": written.rows.get_column("expected").null_count(),
+    }
+    findings = check("simulations", written.rows, explanations=explanations, exemplars=exemplars)
+    return written, findings, numbers
+
+
+def define(project: Project) -> dg.AssetsDefinition:
+    """The asset for one project, by layer."""
+
+    @dg.asset(
+        group_name="layers",
+        code_version=CODE_VERSION,
+        deps=["explanations", "exemplars", "token_associations", "sequences"],
+        partitions_def=project.layers,
+        check_specs=checks("simulations"),
+        pool="language",
+        **described("simulations"),
+    )
+    def simulations(
+        context: dg.AssetExecutionContext,
+        lake: dg.ResourceParam[Lake],
+        language: dg.ResourceParam[LanguageModel],
+    ) -> dg.MaterializeResult:
+        layer, _ = parse_key(context.partition_key)
+        written, findings, numbers = make(context, lake, language, project, layer=layer)
+        return written.result(findings, extra=numbers)
+
+    return simulations

@@ -1,0 +1,302 @@
+"""A step: one slice of one table being made, and the record that lets anyone check it later.
+
+    step = Step(context, lake, project, table="scores", layer=5)
+    simulations = step.read("simulations")
+    written = step.write(scores(simulations, ...))
+
+The step hashes what it reads, so the record names its inputs by content. It writes the rows, then a line of the
+table `materializations`, then tells Dagster: killed at any point, the next run sees an unfinished step and makes it
+again.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import dagster as dg
+import polars as pl
+
+from assets.project import Project, layer_key
+from pipeline.checks import Finding
+from pipeline.ports import Commit, Lake, Usage
+from pipeline.provenance import frame_hash, step_key
+from pipeline.tables import TABLES, Table
+
+DATA_VERSION_TAG = "dagster/data_version"
+DATA_VERSION_IS_OURS_TAG = "dagster/data_version_is_user_provided"
+CODE_VERSION_TAG = "dagster/code_version"
+
+
+class Step:
+    """One slice of one table being made."""
+
+    def __init__(
+        self,
+        context: dg.AssetExecutionContext,
+        lake: Lake,
+        project: Project,
+        *,
+        table: str,
+        code_version: str,
+        layer: int | None = None,
+        neuron: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.table = TABLES[table]
+        self.layer = layer
+        self.neuron = neuron
+        self.code_version = code_version
+        self.settings = dict(settings or {})
+        self._context = context
+        self._lake = lake
+        self._project = project
+        self._inputs: dict[str, dict[str, Any]] = {}
+        self._started = datetime.now(UTC)
+
+    @property
+    def run_id(self) -> str:
+        return self._context.run.run_id
+
+    def read(self, table: str, *, may_be_empty: bool = False) -> pl.DataFrame:
+        """This slice of another table (all of it if it has no layers), noted as an input by its content.
+
+        Raises:
+            dagster.Failure: the slice has no rows, which means that it was never made, unless it may be empty.
+        """
+        declared = TABLES[table]
+        neurons = None if self.neuron is None or "neuron" not in declared.columns else [self.neuron]
+        version = self._lake.version(table)
+        rows = (
+            self._lake.scan(table, layer=self.layer, neurons=neurons, version=version)
+            if declared.by_layer
+            else self._lake.scan(table, version=version)
+        ).collect()
+        if rows.is_empty() and not may_be_empty:
+            where = f" of layer {self.layer}" if declared.by_layer else ""
+            raise dg.Failure(
+                f"table `{table}` has no rows{where} yet; materialise the asset `{table}` first", allow_retries=False
+            )
+        self.note(table, content=frame_hash(rows, key=declared.key), version=version)
+        return rows
+
+    def note(self, name: str, *, content: str, version: int | None = None) -> None:
+        """Name an input that is not a table of the lake, or was read by other means, by the hash of its content."""
+        self._inputs[name] = {"content_hash": content, "version": version}
+
+    def input_hash(self, name: str) -> str:
+        """The content hash of an input that was read or noted."""
+        return str(self._inputs[name]["content_hash"])
+
+    @property
+    def key(self) -> str:
+        """What this step is made from: code version, settings and the content of its inputs."""
+        return step_key(
+            asset=self.table.name,
+            code_version=self.code_version,
+            settings=self.settings,
+            inputs={name: entry["content_hash"] for name, entry in self._inputs.items()},
+        )
+
+    def write(self, rows: pl.DataFrame, *, usage: Usage | None = None) -> "Written":
+        """Replace this slice by `rows` (without `run_id`), and record it."""
+        rows = self.table.conform(rows.with_columns(pl.lit(self.run_id, pl.String).alias("run_id")))
+        content = frame_hash(rows, key=self.table.key)
+        record = self._record(content=content, rows=len(rows), usage=usage or Usage())
+        commit = self._lake.replace(
+            self.table.name,
+            rows,
+            layer=self.layer,
+            neurons=None if self.neuron is None else [self.neuron],
+            record={name: value for name, value in record.items() if name not in ("started_at", "finished_at", "version")},
+            commit_uuid=record["commit_uuid"],
+            # A dead neuron has no simulations, and they must be able to vanish when it dies.
+            allow_empty=self.table.name == "simulations",
+        )
+        add_record(self._lake, {**record, "version": commit.version})
+        return Written(self, commit, content=content, rows=rows, usage=usage or Usage(), inputs=dict(self._inputs))
+
+    def fail(self, error: BaseException) -> None:
+        """Record that this slice could not be made, and why."""
+        record = self._record(content=None, rows=0, usage=Usage())
+        add_record(self._lake, {**record, "status": "failed", "error": f"{type(error).__name__}: {error}"[:2000]})
+
+    def _record(self, *, content: str | None, rows: int, usage: Usage) -> dict[str, Any]:
+        return {
+            "commit_uuid": str(uuid4()),
+            "run_id": self.run_id,
+            "table": self.table.name,
+            "version": None,
+            "layer": self.layer,
+            "neurons": None if self.neuron is None else [self.neuron],
+            "step_key": self.key if content else None,
+            "content_hash": content,
+            "rows": rows,
+            "inputs": json.dumps(self._inputs, sort_keys=True),
+            "settings": json.dumps(self.settings, sort_keys=True),
+            "code": json.dumps({**self._project.code, "code_version": self.code_version}, sort_keys=True),
+            "environment": json.dumps(dict(self._project.environment), sort_keys=True),
+            "usage": json.dumps(asdict(usage), sort_keys=True, default=dict),
+            "started_at": self._started,
+            "finished_at": datetime.now(UTC),
+            "status": "done",
+            "error": None,
+        }
+
+
+def add_record(lake: Lake, record: Mapping[str, Any]) -> None:
+    """Add one line to `materializations`."""
+    table = TABLES["materializations"]
+    lake.add(table.name, pl.DataFrame([dict(record)], schema=table.schema, orient="row"), record={})
+
+
+class Written:
+    """A slice that was written: what Dagster is told of it."""
+
+    def __init__(
+        self, step: Step, commit: Commit, *, content: str, rows: pl.DataFrame, usage: Usage, inputs: Mapping[str, Any]
+    ) -> None:
+        self.step = step
+        self.commit = commit
+        self.content = content
+        self.rows = rows
+        self._usage = usage
+        self._inputs = inputs
+
+    def metadata(self, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What the asset page shows: counts, where the rows are, how they were made, five of them."""
+        step = self.step
+        seconds = (datetime.now(UTC) - step._started).total_seconds()
+        shown = {
+            "dagster/partition_row_count" if step.layer is not None else "dagster/row_count": len(self.rows),
+            "dagster/table_name": step.table.name,
+            "dagster/uri": f"{step._lake.uri}/{step.table.name}",
+            "delta/version": self.commit.version,
+            "delta/commit": self.commit.commit_uuid,
+            "data/content_hash": self.content,
+            "data/step_key": step.key,
+            "data/inputs": dg.MetadataValue.json(dict(self._inputs)),
+            "data/preview": preview(self.rows),
+            "time/seconds": seconds,
+            **(extra or {}),
+        }
+        if self._usage.requests_sent or self._usage.requests_kept:
+            shown |= {
+                "llm/requests_sent": self._usage.requests_sent,
+                "llm/requests_kept": self._usage.requests_kept,
+                "llm/prompt_tokens": self._usage.prompt_tokens,
+                "llm/completion_tokens": self._usage.completion_tokens,
+            }
+        return shown
+
+    def result(
+        self, findings: list[Finding], *, asset: str | None = None, extra: Mapping[str, Any] | None = None
+    ) -> dg.MaterializeResult:
+        """The event of a run that makes one partition."""
+        asset = asset or self.step.table.name
+        return dg.MaterializeResult(
+            asset_key=asset,
+            metadata=self.metadata(extra),
+            data_version=dg.DataVersion(self.content),
+            check_results=[check_result(asset, finding) for finding in findings],
+        )
+
+    def event(self, context: dg.AssetExecutionContext, extra: Mapping[str, Any] | None = None) -> dg.AssetMaterialization:
+        """The event of one partition in a run that makes several, with its own data version."""
+        assert self.step.layer is not None
+        name = self.step.table.name
+        tags = {
+            DATA_VERSION_TAG: self.content,
+            DATA_VERSION_IS_OURS_TAG: "true",
+            CODE_VERSION_TAG: self.step.code_version,
+        }
+        for parent in context.assets_def.asset_deps[dg.AssetKey(name)]:
+            tags |= _input_tags(context, parent, layer_key(self.step.layer))
+        return dg.AssetMaterialization(
+            asset_key=name, partition=layer_key(self.step.layer), metadata=self.metadata(extra), tags=tags
+        )
+
+
+def check_result(asset: str, finding: Finding) -> dg.AssetCheckResult:
+    """One finding as Dagster shows it."""
+    return dg.AssetCheckResult(
+        asset_key=asset,
+        check_name=finding.name,
+        passed=finding.passed,
+        description=finding.said,
+        metadata=dict(finding.numbers),
+        severity=dg.AssetCheckSeverity.ERROR,
+    )
+
+
+def over_layers(findings: Mapping[str, list[Finding]]) -> Iterator[dg.AssetCheckResult]:
+    """One result for each check of a run over several layers: passed if it passed for all."""
+    for table, found in findings.items():
+        for name in dict.fromkeys(finding.name for finding in found):
+            same = [finding for finding in found if finding.name == name]
+            failed = [finding for finding in same if not finding.passed]
+            said = f"{len(same) - len(failed)} of {len(same)} layers passed"
+            if failed:
+                said += f"; the first that failed: {failed[0].said}"
+            yield check_result(table, Finding(name, not failed, said, (failed or same)[0].numbers))
+
+
+
+
+def preview(rows: pl.DataFrame) -> dg.TableMetadataValue:
+    """Five rows, long lists cut short. Text is shown as JSON, so that nothing in it can act as markup."""
+    columns = [name for name in rows.columns if name not in ("identity", "run_id", "token_bytes")]
+    records = [
+        dg.TableRecord({name: _cell(value) for name, value in row.items()})
+        for row in rows.select(columns).head(5).iter_rows(named=True)
+    ]
+    schema = dg.TableSchema(columns=[dg.TableColumn(name=name, type="string") for name in columns])
+    return dg.MetadataValue.table(records=records, schema=schema)
+
+
+def schema(table: Table) -> dg.TableSchema:
+    """A table's columns with types, docs and constraints, for the asset page."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(
+                name=name,
+                type=str(column.type),
+                description=column.doc,
+                constraints=dg.TableColumnConstraints(nullable=column.nullable, unique=table.key == (name,)),
+            )
+            for name, column in table.columns.items()
+        ],
+        constraints=dg.TableConstraints(other=[f"({', '.join(table.key)}) is unique"]),
+    )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        shown = ", ".join(_cell(item) for item in value[:8])
+        return f"[{shown}{', ...' if len(value) > 8 else ''}] ({len(value)})"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _input_tags(context: dg.AssetExecutionContext, parent: dg.AssetKey, partition: str) -> dict[str, str]:
+    """The tags by which Dagster knows which version of a parent an event was made from.
+
+    Dagster sets them itself on `MaterializeResult`, but not on events that a step logs one partition at a time.
+    """
+    for key in (partition, None):
+        record = context.instance.fetch_materializations(
+            dg.AssetRecordsFilter(asset_key=parent, asset_partitions=[key] if key else None), limit=1
+        ).records
+        if record and record[0].asset_materialization:
+            version = (record[0].asset_materialization.tags or {}).get(DATA_VERSION_TAG, "")
+            return {
+                f"dagster/input_data_version/{parent.to_user_string()}": hashlib.sha256(version.encode()).hexdigest(),
+                f"dagster/input_event_pointer/{parent.to_user_string()}": str(record[0].storage_id),
+            }
+    return {}
+
+

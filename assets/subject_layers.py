@@ -1,0 +1,73 @@
+"""The asset `subject_layers`: the fingerprint of the weights behind each layer's neurons.
+
+A materialisable asset rather than an observed source, so that Dagster records per layer which weights the
+activations were made from.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from assets.project import Project, parse_key
+from assets.spec import checks, described
+from assets.step import Step, over_layers
+from pipeline.checks import Finding, check
+from pipeline.ports import Lake, SubjectModel
+from pipeline.provenance import identity
+
+CODE_VERSION = "1"
+
+
+def define(project: Project) -> dg.AssetsDefinition:
+    """The asset for one project."""
+
+    @dg.multi_asset(
+        name="subject_layers",
+        specs=[
+            dg.AssetSpec(
+                "subject_layers",
+                group_name="layers",
+                code_version=CODE_VERSION,
+                skippable=True,
+                **described("subject_layers"),
+            )
+        ],
+        check_specs=checks("subject_layers"),
+        partitions_def=project.layers,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+    )
+    def subject_layers(
+        context: dg.AssetExecutionContext, subject: dg.ResourceParam[SubjectModel], lake: dg.ResourceParam[Lake]
+    ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
+        sites = subject.layers()
+        fingerprints = subject.fingerprints()
+        findings: list[Finding] = []
+        single = len(context.partition_keys) == 1
+        for key in context.partition_keys:
+            layer, _ = parse_key(key)
+            step = Step(context, lake, project, table="subject_layers", code_version=CODE_VERSION, layer=layer)
+            step.note("weights", content=fingerprints[layer])
+            site = sites[layer]
+            row = {
+                "layer": layer,
+                "subject": subject.name,
+                "site": site.site,
+                "n_neurons": site.n_neurons,
+                "signed": site.signed,
+                "fingerprint": fingerprints[layer],
+                "identity": identity("subject_layer", layer=layer, site=site.site, fingerprint=fingerprints[layer]),
+            }
+            schema = {name: column for name, column in step.table.schema.items() if name != "run_id"}
+            written = step.write(pl.DataFrame([row], schema=schema))
+            extra = {"subject/fingerprint": fingerprints[layer], "subject/neurons": site.n_neurons}
+            findings.extend(check("subject_layers", written.rows))
+            if single:
+                yield written.result(findings, extra=extra)
+            else:
+                context.log_event(written.event(context, extra))
+        if not single:
+            yield from over_layers({"subject_layers": findings})
+
+    return subject_layers

@@ -1,0 +1,275 @@
+"""A checkpoint on disk: the safetensors files of a model folder, read without torch.
+
+Each file begins with a header that names every tensor with its number format, shape and byte range. That is enough to
+check that a file is whole, and to hash each tensor where it lies. The hashes then make one fingerprint per layer,
+which covers what can influence the neurons of that layer and nothing that comes after them:
+
+    base                configuration, tokenizer, embeddings, number format: every layer rests on it
+    own[k]              tensors of block k up to its neurons
+    carried[k]          tensors of block k after its neurons (output projection): they reach block k + 1 and later
+    never               final norm, heads, pooler, stored attention masks: no neuron sees them
+
+A tensor that is not recognised counts early rather than late: a layer may be called stale needlessly, never wrongly
+fresh.
+"""
+
+import hashlib
+import json
+import mmap
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import SubjectError
+from pipeline.provenance import TAG, canonical_json, content_hash, fingerprint_chain
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+"""Every file that can decide how text becomes tokens."""
+
+_LARGEST_HEADER = 100_000_000  # bytes; the limit of the format's own reader
+
+_IGNORED_SETTINGS = {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "gradient_checkpointing",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+"""Entries of config.json that change no activation. The number format enters the fingerprint by the one asked for."""
+
+_FINAL_NORM = r"ln_f|norm|norm_f|final_norm|final_layer_norm|final_layernorm"
+_HEAD = re.compile(
+    r"(lm_head|embed_out|cls|classifier|pooler|predictions|qa_outputs|score|vocab_layer_norm|vocab_projector"
+    r"|vocab_transform)\."
+)
+_BUFFER = re.compile(r"(^|\.)((attn|attention)\.masked_bias|rotary_emb\.inv_freq|position_ids)$")
+_MASK = re.compile(r"(^|\.)(attn|attention)\.bias$")
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies: `start` and `end` are bytes from the beginning of `file`."""
+
+    name: str
+    number_format: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How a model's tensors are named: the list of blocks, and what in a block comes after its neurons."""
+
+    path: str
+    """Module path of the list of blocks in the base model, such as `encoder.layer`."""
+    count: int
+    after: tuple[str, ...]
+    """Beginnings of the names, within a block, that come after the neurons, such as `output.dense.`."""
+
+    def place(self, name: str) -> tuple[str, int, str] | None:
+        """Prefix of the model, block number and name within the block, or None for a tensor outside of all blocks."""
+        found = re.match(rf"((?:[^.]+\.)*?){re.escape(self.path)}\.(\d+)\.(.+)$", name)
+        return (found[1], int(found[2]), found[3]) if found else None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder: the single one, or those of its index.
+
+    Raises:
+        SubjectError: there are none, or the index names a file that is missing or outside of the folder.
+    """
+    if (folder / SINGLE_FILE).is_file():
+        return [folder / SINGLE_FILE]
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+        if pickles:
+            raise SubjectError(
+                f"{folder} holds pickled weights only ({', '.join(pickles[:3])}); they are refused because loading a "
+                "pickle can run code. Where you trust the file, convert it once with "
+                "AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) and give the new folder."
+            )
+        raise SubjectError(f"{folder} holds no weights: expected {SINGLE_FILE} or {INDEX_FILE}.")
+    names = set(_json_object(index).get("weight_map", {}).values())
+    if not names:
+        raise SubjectError(f"{index} names no files: expected an object `weight_map`. Download the model again.")
+    files = []
+    for name in sorted(map(str, names)):
+        if Path(name).name != name:
+            raise SubjectError(f"{index} names {name!r}: expected a file of the same folder.")
+        if not (folder / name).is_file():
+            raise SubjectError(f"{index} names {name}, which is missing. Download the model again.")
+        files.append(folder / name)
+    return files
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a model folder by name, from the headers alone.
+
+    Raises:
+        SubjectError: no safetensors, or a file is damaged or cut short.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for file in weight_files(folder):
+        for tensor in _header(file):
+            if tensor.name in tensors:
+                raise SubjectError(
+                    f"{tensor.name} is stored twice, in {tensors[tensor.name].file.name} and {file.name}."
+                )
+            tensors[tensor.name] = tensor
+    return tensors
+
+
+def tensor_hashes(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
+    """The tagged SHA-256 of each tensor: number format, shape and bytes."""
+    hashes: dict[str, str] = {}
+    for file in sorted({tensor.file for tensor in tensors.values()}):
+        with (
+            file.open("rb") as opened,
+            mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as content,
+        ):
+            for tensor in tensors.values():
+                if tensor.file == file:
+                    digest = hashlib.sha256(canonical_json([tensor.number_format, tensor.shape]).encode("ascii"))
+                    with content[tensor.start : tensor.end] as part:
+                        digest.update(part)
+                    hashes[tensor.name] = TAG + digest.hexdigest()
+    return hashes
+
+
+def file_hash(path: Path) -> str:
+    """The tagged SHA-256 of a whole file."""
+    with path.open("rb") as opened:
+        return TAG + hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def config_hash(folder: Path) -> str:
+    """The tagged hash of config.json, without the entries that change no activation (dropouts, versions, names)."""
+    settings = _json_object(folder / "config.json")
+    return content_hash(
+        {key: value for key, value in settings.items() if key not in _IGNORED_SETTINGS and "drop" not in key}
+    )
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """The tagged hash of all files that decide how text becomes tokens."""
+    return content_hash({name: file_hash(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()})
+
+
+def layer_fingerprints(folder: Path, *, blocks: Blocks, number_format: str) -> list[str]:
+    """For each layer, the tagged hash of all that can influence its neurons.
+
+    The names of tensors enter without the prefix that a language-model head puts before them (`transformer.`), so a
+    model saved with or without its head has the same fingerprints.
+
+    Raises:
+        SubjectError: no safetensors, or a file is damaged or cut short.
+    """
+    tensors = stored_tensors(folder)
+    hashes = tensor_hashes(tensors)
+    places = {name: blocks.place(name) for name in tensors}
+    prefix = next((place[0] for place in places.values() if place), "")
+    outside: dict[str, str] = {}
+    own: list[dict[str, str]] = [{} for _ in range(blocks.count)]
+    carried: list[dict[str, str]] = [{} for _ in range(blocks.count)]
+    for name, tensor in tensors.items():
+        place = places[name]
+        if is_unused(tensor) or (place is None and _comes_last(name.removeprefix(prefix), blocks.path)):
+            continue
+        if place is None or place[1] >= blocks.count:
+            outside[name.removeprefix(prefix)] = hashes[name]
+        else:
+            _, block, within = place
+            (carried if within.startswith(blocks.after) else own)[block][within] = hashes[name]
+    base = content_hash(
+        {
+            "config": config_hash(folder),
+            "tokenizer": tokenizer_hash(folder),
+            "number_format": number_format,
+            "tensors": outside,
+        }
+    )
+    return fingerprint_chain(base, [content_hash(part) for part in own], [content_hash(part) for part in carried])
+
+
+def is_unused(tensor: StoredTensor) -> bool:
+    """Whether a tensor is a buffer that old checkpoints store and the model makes by itself (causal masks)."""
+    # A causal mask has four axes; a parameter of the same name would be a vector.
+    return bool(_BUFFER.search(tensor.name)) or (len(tensor.shape) == 4 and bool(_MASK.search(tensor.name)))
+
+
+def _comes_last(name: str, path: str) -> bool:
+    """Whether a tensor outside of the blocks is used only after all of them: final norm, pooler, heads."""
+    parent = path.rpartition(".")[0]
+    beside = re.escape(parent + ".") if parent else ""
+    return bool(_HEAD.match(name) or re.fullmatch(rf"{beside}({_FINAL_NORM})\.(weight|bias)", name))
+
+
+def _header(file: Path) -> list[StoredTensor]:
+    size = file.stat().st_size
+    damaged = f"{file} is damaged ({size} bytes)"
+    remedy = "Download or save it again."
+    with file.open("rb") as opened:
+        start = opened.read(8)
+        if len(start) < 8:
+            raise SubjectError(f"{damaged}: expected at least 8 bytes of safetensors header. {remedy}")
+        (length,) = struct.unpack("<Q", start)
+        if length > min(size - 8, _LARGEST_HEADER):
+            raise SubjectError(f"{damaged}: its header alone should be {length} bytes. {remedy}")
+        text = opened.read(length)
+    try:
+        entries = json.loads(text)
+        tensors = [
+            StoredTensor(
+                name=name,
+                number_format=str(entry["dtype"]),
+                shape=tuple(int(axis) for axis in entry["shape"]),
+                file=file,
+                start=8 + length + int(entry["data_offsets"][0]),
+                end=8 + length + int(entry["data_offsets"][1]),
+            )
+            for name, entry in entries.items()
+            if name != "__metadata__"
+        ]
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise SubjectError(f"{damaged}: its safetensors header cannot be read. {remedy}") from error
+    position = 8 + length
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.end)):
+        if tensor.start != position or tensor.end < tensor.start:
+            raise SubjectError(f"{damaged}: {tensor.name} does not begin where the tensor before it ends. {remedy}")
+        position = tensor.end
+    if position != size:
+        raise SubjectError(f"{damaged}: its header promises {position} bytes. {remedy}")
+    return tensors
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SubjectError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise SubjectError(f"{path} holds a {type(value).__name__}: expected a JSON object.")
+    return value

@@ -1,0 +1,611 @@
+"""The lake: one Delta table for each table of `pipeline.tables`, in a local folder or under an object-store prefix.
+
+    {uri}/{table}/layer=5/part-….parquet     the rows: sorted by neuron, about 64 neurons to a row group
+    {uri}/{table}/_delta_log/….json          the commits: each with its `commit_uuid` and provenance record
+
+A write replaces one slice or adds rows with new keys, and is wholly there or not there at all. Two writers may meet:
+Delta refuses the later one, which then starts again from the newer version. On a local disk a write is forced to the
+medium before it counts as done.
+
+The rules come from measurements on deltalake 1.6 and polars 2.1. Where one surprises, its reason stands beside it.
+"""
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, cast
+from urllib.parse import unquote
+from uuid import uuid4
+
+import polars as pl
+from deltalake import CommitProperties, DeltaTable, Field, Schema, Transaction, WriterProperties, write_deltalake
+from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.schema import ArrayType, PrimitiveType
+
+from pipeline.errors import LakeError
+from pipeline.ports import Commit, Lake
+from pipeline.tables import TABLES, Table, Type
+
+WHOLE = frozenset({"sequences"})
+"""Tables without layers whose content is one unit, so that a write may replace all of it. The others only grow."""
+
+PROPERTIES: dict[str, str | None] = {
+    # Delta's defaults drop commits, and the provenance in them, after 30 days.
+    "delta.logRetentionDuration": "interval 36500 days",
+    "delta.deletedFileRetentionDuration": "interval 36500 days",
+    "delta.enableExpiredLogCleanup": "false",
+    "delta.checkpointInterval": "100",
+}
+
+SYNTAX = frozenset("%=*?[]\\^|")
+"""Characters that may not stand in the address of a lake: Delta decodes or refuses some, polars expands the others."""
+
+COMMIT_UUID = "neuronledger.commit_uuid"
+RECORD = "neuronledger.record"
+
+FILE_BYTES = 4 * 2**20
+"""Size of a data file: rewriting one neuron rewrites one file, and reading one opens few."""
+NEURONS_PER_ROW_GROUP = 64
+LEAST_ROW_GROUP = 256
+OTHER_ROW_GROUP = 4096
+"""Rows in a row group where rows belong to no neuron."""
+
+TRIES = 30
+LONGEST_PAUSE = 2.0
+"""Seconds. A writer that lost to another waits a random time up to this before it starts again."""
+
+_DELTA_TYPES: dict[Type, str] = {
+    pl.Int8: "byte",
+    pl.Int32: "integer",
+    pl.Int64: "long",
+    pl.Float32: "float",
+    pl.Float64: "double",
+    pl.String: "string",
+    pl.Binary: "binary",
+    pl.Boolean: "boolean",
+    pl.Datetime("us", "UTC"): "timestamp",
+}
+_LARGEST_INDEX = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Part of a table: everything, one layer, or some neurons of one layer.
+
+    The only place where predicates are built, and from integers only: a text could smuggle in another predicate, and
+    Delta rewrites NaN as 1.0 where a predicate reads floats.
+    """
+
+    layer: int | None = None
+    neurons: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, table: Table, layer: int | None, neurons: Sequence[int] | None) -> "Slice":
+        """The slice of a table.
+
+        Raises:
+            LakeError: the table has no layers or neurons, neurons come without a layer, or an index is none.
+        """
+        if layer is None and neurons is None:
+            return cls()
+        if not table.by_layer:
+            raise LakeError(f"table `{table.name}` has no layers; leave out layer={layer!r} and neurons={neurons!r}")
+        if layer is None:
+            raise LakeError(f"neurons {neurons!r} of table `{table.name}` need a layer; a neuron is (layer, index)")
+        if neurons is None:
+            return cls(_index(layer, "layer"))
+        if "neuron" not in table.columns:
+            raise LakeError(f"table `{table.name}` has no neurons; leave out neurons={neurons!r}")
+        if not len(neurons):
+            raise LakeError(f"no neurons of layer {layer} were named; name at least one, or leave out `neurons`")
+        return cls(_index(layer, "layer"), tuple(sorted({_index(neuron, "neuron") for neuron in neurons})))
+
+    @property
+    def predicate(self) -> str | None:
+        """The slice in Delta's SQL; None for everything."""
+        if self.layer is None:
+            return None
+        if self.neurons is None:
+            return f"layer = {self.layer:d}"
+        if len(self.neurons) == 1:
+            return f"layer = {self.layer:d} AND neuron = {self.neurons[0]:d}"
+        return f"layer = {self.layer:d} AND neuron IN ({', '.join(f'{neuron:d}' for neuron in self.neurons)})"
+
+    @property
+    def expression(self) -> pl.Expr:
+        """The slice for polars, in a form that lets it skip files and row groups."""
+        if self.layer is None:
+            return pl.lit(value=True)
+        inside = pl.col("layer") == self.layer
+        if self.neurons is None:
+            return inside
+        inside &= pl.col("neuron").is_between(self.neurons[0], self.neurons[-1])
+        return inside & pl.col("neuron").is_in(self.neurons) if len(self.neurons) > 1 else inside
+
+    def __str__(self) -> str:
+        return self.predicate or "the whole table"
+
+
+class DeltaLake(Lake):
+    """The tables of `pipeline.tables` as Delta tables.
+
+    `uri` is a local folder, or a prefix such as `s3://bucket/prefix`. An object store is reached with what the
+    environment says (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...), so no credential is ever an argument here. Nothing
+    is created before the first write.
+
+    Raises:
+        LakeError: `uri` is empty, a `file:` address, or holds a character that Delta or polars takes for syntax.
+    """
+
+    uri: str
+
+    def __init__(self, uri: str | Path) -> None:
+        text = str(uri)
+        if not text.strip() or text.startswith("file:"):
+            raise LakeError(
+                f"`uri` (={text!r}) must be a folder such as `lake`, or a prefix such as `s3://bucket/lake`"
+            )
+        self._folder = None if "://" in text else Path(text).expanduser().resolve()
+        text = text if self._folder is None else str(self._folder)
+        if wrong := {letter for letter in text if letter in SYNTAX or not letter.isprintable()}:
+            raise LakeError(f"`uri` (={text!r}) must not hold any of {sorted(wrong)}; choose another folder or prefix")
+        self.uri = text.rstrip("/")
+
+    def scan(
+        self, table: str, *, layer: int | None = None, neurons: Sequence[int] | None = None, version: int | None = None
+    ) -> pl.LazyFrame:
+        """The rows of a table, of one layer, or of some neurons of it, in no promised order; none if never written.
+
+        The frame stays at the version that was newest (or asked for) when it was made. Hand it to `collect`, which
+        tells a damaged file from a bug.
+
+        Raises:
+            LakeError: no such table or version, an index is none, or the table is damaged.
+        """
+        spec = declaration(table)
+        part = Slice.of(spec, layer, neurons)
+        found = self._open(spec, version=version)
+        if found is None:
+            return spec.empty().lazy()
+        return pl.scan_delta(found).filter(part.expression).select(list(spec.columns))
+
+    def read(
+        self, table: str, *, layer: int | None = None, neurons: Sequence[int] | None = None, version: int | None = None
+    ) -> pl.DataFrame:
+        """The rows that `scan` gives, in the order that the table declares.
+
+        Raises:
+            LakeError: as in `scan`, or a data file is damaged or gone.
+        """
+        spec = declaration(table)
+        return collect(self.scan(table, layer=layer, neurons=neurons, version=version)).sort(spec.sort or spec.key)
+
+    def rows(self, table: str, *, layer: int | None = None) -> int:
+        """How many rows a table, or one layer of it, has. Reads the commits, no data.
+
+        Raises:
+            LakeError: no such table, it has no layers, or it is damaged.
+        """
+        spec = declaration(table)
+        part = Slice.of(spec, layer, None)
+        found = self._open(spec)
+        if found is None:
+            return 0
+        files = pl.DataFrame(found.get_add_actions(flatten=True))
+        if part.layer is not None:
+            files = files.filter(pl.col("partition.layer") == part.layer)
+        return int(files.get_column("num_records").sum())
+
+    def version(self, table: str) -> int | None:
+        """The Delta version of a table, or None when it was never written.
+
+        Raises:
+            LakeError: no such table, or it is damaged.
+        """
+        spec = declaration(table)
+        found = self._open(spec)
+        # The first versions only say what the table is like.
+        return None if found is None or found.version() < 1 + len(_constraints(spec)) else found.version()
+
+    def replace(
+        self,
+        table: str,
+        frame: pl.DataFrame,
+        *,
+        layer: int | None = None,
+        neurons: Sequence[int] | None = None,
+        record: Mapping[str, Any],
+        commit_uuid: str | None = None,
+        allow_empty: bool = False,
+    ) -> Commit:
+        """Replace exactly one slice: a layer, some neurons of a layer, or (only for `sequences`) all.
+
+        `record` goes into the Delta commit as JSON, beside `commit_uuid`. When another writer came first, the write
+        starts again from the newer version, so the later of two writes to one slice stands. An empty frame, which
+        would empty the slice, is refused unless `allow_empty`.
+
+        Raises:
+            LakeError: the rows break a rule of the table, lie outside the slice or are none; the table only grows;
+                `record` is not JSON; the table is damaged; or the write failed.
+        """
+        spec = declaration(table)
+        part = Slice.of(spec, layer, neurons)
+        if spec.by_layer and part.layer is None:
+            raise LakeError(f"a write to table `{table}` replaces one layer or some neurons of it; say which `layer`")
+        if not spec.by_layer and table not in WHOLE:
+            raise LakeError(f"table `{table}` only grows, so nothing in it is replaced; use `add`")
+        rows = spec.conform(frame)
+        if rows.is_empty() and not allow_empty:
+            raise LakeError(f"no rows to write to table `{table}`; pass allow_empty=True to empty {part}")
+        if outside := rows.filter(~part.expression).height:
+            raise LakeError(f"{outside:,} of {len(rows):,} rows lie outside the slice of `{table}` to replace: {part}")
+        commit = self._commit(
+            spec, lambda _: rows, mode="overwrite", part=part, record=record, commit_uuid=commit_uuid or str(uuid4())
+        )
+        assert commit is not None  # noqa: S101 - for the type checker: there are always rows, if only none of them
+        return commit
+
+    def add(self, table: str, frame: pl.DataFrame, *, record: Mapping[str, Any]) -> Commit | None:
+        """Add those rows whose key is not in the table yet (a table without layers); None if there were none.
+
+        Of two writers that add one key, the first wins, and its row stays as it is.
+
+        Raises:
+            LakeError: the rows break a rule of the table, the table has layers, `record` is not JSON, the table is
+                damaged, or the write failed.
+        """
+        spec = declaration(table)
+        if spec.by_layer:
+            raise LakeError(f"table `{table}` has layers, so its rows are replaced by slice; use `replace`")
+        rows = spec.conform(frame)
+        key = list(spec.key)
+
+        def new(found: DeltaTable) -> pl.DataFrame | None:
+            known = collect(pl.scan_delta(found).select(key))
+            fresh = rows.join(known, on=key, how="anti", maintain_order="left")
+            return None if fresh.is_empty() else fresh
+
+        if rows.is_empty():
+            return None
+        return self._commit(spec, new, mode="append", part=Slice(), record=record, commit_uuid=str(uuid4()))
+
+    def history(self, table: str) -> list[dict[str, Any]]:
+        """The commits of a table, newest first: version, timestamp (UTC), operation, commit_uuid and record.
+
+        `commit_uuid` is None and `record` is empty for commits that wrote no rows of ours. Each version's own commit
+        file is read, because Delta's `history()` gives commits wrong numbers while others write.
+
+        Raises:
+            LakeError: no such table, or it is damaged.
+        """
+        spec = declaration(table)
+        found = self._open(spec)
+        newest = -1 if found is None else found.version()
+        return [_entry(version, self._actions(spec, version)) for version in range(newest, -1, -1)]
+
+    def find_commit(self, table: str, commit_uuid: str, *, after: int = -1) -> int | None:
+        """The version of the commit with this uuid, the newest versions looked at first; None if there is none.
+
+        Only versions greater than `after` are looked at.
+
+        Raises:
+            LakeError: no such table, or it is damaged.
+        """
+        spec = declaration(table)
+        found = self._open(spec)
+        newest = -1 if found is None else found.version()
+        versions = range(newest, after, -1)
+        return next((version for version in versions if self._carries(spec, version, commit_uuid)), None)
+
+    # ---- writing
+
+    def _commit(
+        self,
+        spec: Table,
+        choose: Callable[[DeltaTable], pl.DataFrame | None],
+        *,
+        mode: Literal["append", "overwrite"],
+        part: Slice,
+        record: Mapping[str, Any],
+        commit_uuid: str,
+    ) -> Commit | None:
+        """Write what `choose` picks for the version at hand, and again for a newer one as long as others come first."""
+        metadata = {COMMIT_UUID: commit_uuid, RECORD: _record_json(record)}
+        fault: BaseException | None = None
+        for pause in _pauses():
+            time.sleep(pause)
+            found = self._open_to_write(spec)
+            before = found.version()
+            rows = choose(found)
+            if rows is None:
+                return None
+            # Without a predicate nothing makes two writers conflict: both would append, or both fill an empty table.
+            # Delta refuses the second of two concurrent commits that name one application transaction.
+            same = None if part.predicate else [Transaction(f"neuronledger.{spec.name}", before + 1)]
+            fault = None
+            try:
+                write_deltalake(
+                    found,
+                    rows,
+                    mode=mode,  # type: ignore[arg-type]  # the overloads know literals only
+                    predicate=part.predicate,
+                    target_file_size=FILE_BYTES,
+                    writer_properties=_layout(rows),
+                    commit_properties=CommitProperties(custom_metadata=metadata, app_transactions=same),
+                )
+            except BaseException as error:  # noqa: BLE001 - a Rust panic is no Exception
+                fault = _failure(error)
+            version = self._written(spec, commit_uuid, after=before, likely=None if fault else found.version())
+            if version is not None:
+                # A writer that died before it came to this may have left the versions under ours in memory only.
+                for each in range(version, before - 1, -1):
+                    self._make_durable(spec, each)
+                return Commit(table=spec.name, version=version, commit_uuid=commit_uuid, rows=len(rows))
+            if not isinstance(fault, CommitFailedError):
+                raise LakeError(
+                    f"nothing was written to {part} of {self._at(spec)}: {fault or 'no such commit'}"
+                ) from fault
+        raise LakeError(
+            f"nothing was written to {part} of {self._at(spec)}: other writers came first {TRIES} times; "
+            "let them finish, then try again"
+        ) from fault
+
+    def _written(self, spec: Table, commit_uuid: str, *, after: int, likely: int | None) -> int | None:
+        """The version that our write became, or None when it did not.
+
+        An error can come after the commit, and another writer's commit can be the newest by now: only the commit
+        itself can tell.
+        """
+        if likely is not None and self._carries(spec, likely, commit_uuid):
+            return likely
+        try:
+            return self.find_commit(spec.name, commit_uuid, after=after)
+        except LakeError as error:
+            raise LakeError(
+                f"it is not known whether commit {commit_uuid} of {self._at(spec)} was written: {error}; "
+                "look for it in the table's history before you write again"
+            ) from error
+
+    def _open_to_write(self, spec: Table) -> DeltaTable:
+        """The table at its newest version, made first if need be."""
+        fault: BaseException | None = None
+        for pause in _pauses():
+            time.sleep(pause)
+            found = self._open(spec)
+            if found is not None and not (missing := _missing_constraints(spec, found)):
+                return found
+            if fault is not None and not isinstance(fault, CommitFailedError):
+                break
+            try:
+                if found is None:
+                    found = self._create(spec)
+                elif missing:
+                    found.alter.add_constraint(missing)
+            except BaseException as error:  # noqa: BLE001 - a Rust panic is no Exception
+                # Two writers may make one table at once. The slower is refused, looks again and finds it made.
+                fault = _failure(error)
+            else:
+                self._make_durable(spec, found.version())
+        raise LakeError(f"the table {self._at(spec)} cannot be made: {fault}") from fault
+
+    def _create(self, spec: Table) -> DeltaTable:
+        return DeltaTable.create(
+            self._at(spec),
+            schema=_delta_schema(spec),
+            mode="ignore",
+            partition_by=["layer"] if spec.by_layer else None,
+            name=spec.name,
+            description=spec.doc,
+            configuration=_properties(spec),
+        )
+
+    def _make_durable(self, spec: Table, version: int) -> None:
+        """Force one commit and its data to the disk: Delta does not, and a power cut then loses rows without a word."""
+        if self._folder is None:
+            return
+        folder = self._folder / spec.name
+        log = folder / "_delta_log"
+        added = [folder / unquote(action["add"]["path"]) for action in self._actions(spec, version) if "add" in action]
+        # A checkpoint is written with some commits, and a torn one makes the table unreadable.
+        files = [*added, *log.glob(f"{version:020}.*"), *log.glob("_last_checkpoint")]
+        folders = {log, folder, *(file.parent for file in added)}
+        if version == 0:
+            folders |= {self._folder, self._folder.parent}
+        try:
+            for path in (*files, *folders):
+                _fsync(path)
+        except OSError as error:
+            raise LakeError(
+                f"version {version} of {folder} is written, but may not outlast a power cut: {error}"
+            ) from error
+
+    # ---- reading
+
+    def _at(self, spec: Table) -> str:
+        return f"{self.uri}/{spec.name}"
+
+    def _open(self, spec: Table, *, version: int | None = None) -> DeltaTable | None:
+        """The table at a version, the newest if None; None when there is no table."""
+        if version is not None:
+            _index(version, "version")
+        self._refuse_empty_commits(spec)
+        try:
+            found = (_LocalTable if self._folder else DeltaTable)(self._at(spec), version=version)
+        except TableNotFoundError as error:
+            if version is None and not self._has_log(spec):
+                return None
+            what = "is damaged" if version is None else f"has no version {version}"
+            raise LakeError(f"the table {self._at(spec)} {what}: {error}") from error
+        except BaseException as error:  # noqa: BLE001 - a Rust panic is no Exception
+            what = "is damaged or out of reach" if version is None else f"has no version {version}, or is damaged"
+            raise LakeError(f"the table {self._at(spec)} {what}: {error}") from _failure(error)
+        stored = {field.name: field.type for field in found.schema().fields}
+        declared = {field.name: field.type for field in _delta_schema(spec).fields}
+        if stored != declared:
+            other = sorted(name for name in stored.keys() | declared.keys() if stored.get(name) != declared.get(name))
+            raise LakeError(
+                f"the table {self._at(spec)} differs from what this version of neuronledger declares in {other}; "
+                "use the version that wrote it, or start a new lake"
+            )
+        return found
+
+    def _has_log(self, spec: Table) -> bool:
+        return self._folder is not None and any((self._folder / spec.name / "_delta_log").glob("*.json"))
+
+    def _refuse_empty_commits(self, spec: Table) -> None:
+        """A power cut can leave a commit without bytes, and Delta then goes on as if its rows had never been."""
+        if self._folder is None:
+            return
+        with suppress(FileNotFoundError), os.scandir(self._folder / spec.name / "_delta_log") as entries:
+            for entry in entries:
+                if entry.name.endswith(".json") and not entry.stat().st_size:
+                    raise LakeError(
+                        f"the commit {entry.path} has no bytes, as after a power cut, and its rows would be missing; "
+                        "restore it from a copy, or remove it if it is the newest and write its slice again"
+                    )
+
+    def _actions(self, spec: Table, version: int) -> list[dict[str, Any]]:
+        """The actions of one commit, from its own file."""
+        name = f"_delta_log/{version:020}.json"
+        try:
+            if self._folder is not None:
+                lines = (self._folder / spec.name / name).read_text(encoding="utf-8").split("\n")
+            else:
+                lines = pl.read_lines(f"{self._at(spec)}/{name}", glob=False).get_column("line").to_list()
+            return [json.loads(line) for line in lines if line]
+        except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+            raise LakeError(f"the commit {self._at(spec)}/{name} cannot be read: {error}") from error
+
+    def _carries(self, spec: Table, version: int, commit_uuid: str) -> bool:
+        return any(
+            action.get("commitInfo", {}).get(COMMIT_UUID) == commit_uuid for action in self._actions(spec, version)
+        )
+
+
+class _LocalTable(DeltaTable):
+    """A table in a folder. Delta gives its files percent-encoded, where polars expects plain paths."""
+
+    def file_uris(self, *args: Any, **kwargs: Any) -> list[str]:
+        return [unquote(uri) for uri in super().file_uris(*args, **kwargs)]
+
+
+def declaration(table: str) -> Table:
+    """The declaration of a table.
+
+    Raises:
+        LakeError: there is no such table.
+    """
+    if table not in TABLES:
+        raise LakeError(f"there is no table {table!r}; the tables are {', '.join(TABLES)}")
+    return TABLES[table]
+
+
+def collect(frame: pl.LazyFrame) -> pl.DataFrame:
+    """The rows of a lazy frame over the lake.
+
+    Raises:
+        LakeError: a data file is damaged or gone. Polars has three kinds of error for that, one of them not even an
+            `Exception`.
+    """
+    try:
+        return frame.collect()
+    except (pl.exceptions.ComputeError, pl.exceptions.PanicException, OSError) as error:
+        raise LakeError(
+            f"a data file of the lake cannot be read: {error}; restore it from a copy, or write its slice again"
+        ) from error
+
+
+def _index(value: int, what: str) -> int:
+    if type(value) is not int or not 0 <= value <= _LARGEST_INDEX:
+        raise LakeError(f"`{what}` (={value!r}) must be an integer from 0 to {_LARGEST_INDEX}")
+    return value
+
+
+def _record_json(record: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(dict(record), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise LakeError(f"the record of a write must be JSON, but {error}: {record!r}") from error
+
+
+def _entry(version: int, actions: list[dict[str, Any]]) -> dict[str, Any]:
+    info: dict[str, Any] = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
+    return {
+        "version": version,
+        "timestamp": datetime.fromtimestamp(info["timestamp"] / 1000, UTC) if "timestamp" in info else None,
+        "operation": info.get("operation"),
+        "commit_uuid": info.get(COMMIT_UUID),
+        "record": json.loads(info.get(RECORD, "{}")),
+    }
+
+
+def _layout(rows: pl.DataFrame) -> WriterProperties:
+    """How parquet files are laid out. Delta keeps none of this, so it goes with every write."""
+    group = OTHER_ROW_GROUP
+    if "neuron" in rows.columns and len(rows):
+        per_neuron = -(-len(rows) // rows.get_column("neuron").n_unique())
+        group = max(LEAST_ROW_GROUP, NEURONS_PER_ROW_GROUP * per_neuron)
+    return WriterProperties(compression="ZSTD", compression_level=3, max_row_group_size=group)
+
+
+def _properties(spec: Table) -> dict[str, str | None]:
+    """What a table is made with. Statistics are for finding rows: of all columns, they would copy texts into the log."""
+    sought = [name for name in dict.fromkeys(("neuron", *spec.key)) if name in spec.columns and name != "layer"]
+    return PROPERTIES | ({"delta.dataSkippingStatsColumns": ",".join(sought)} if sought else {})
+
+
+def _delta_schema(spec: Table) -> Schema:
+    return Schema(
+        [Field(name, _delta_type(column.type), nullable=column.nullable) for name, column in spec.columns.items()]
+    )
+
+
+def _delta_type(kind: Type) -> PrimitiveType | ArrayType:
+    if isinstance(kind, pl.List):
+        return ArrayType(_delta_type(cast(Type, kind.inner)), contains_null=True)
+    return PrimitiveType(_DELTA_TYPES[kind])
+
+
+def _constraints(spec: Table) -> dict[str, str]:
+    """What Delta holds all writers to: numbers are finite. One constraint for all columns, since each is a commit."""
+    # Infinity less itself is NaN, and NaN equals nothing.
+    rules = [
+        f"({name} IS NULL OR {name} - {name} = 0)" if column.nullable else f"{name} - {name} = 0"
+        for name, column in spec.columns.items()
+        if column.type in (pl.Float32, pl.Float64)
+    ]
+    return {"finite": " AND ".join(rules)} if rules else {}
+
+
+def _missing_constraints(spec: Table, found: DeltaTable) -> dict[str, str]:
+    """Those that a writer, killed while it made the table, did not come to."""
+    present = found.metadata().configuration
+    return {name: rule for name, rule in _constraints(spec).items() if f"delta.constraints.{name}" not in present}
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds to wait before each try: none, then random times with a growing bound, so that losers part ways."""
+    yield 0.0
+    for attempt in range(1, TRIES):
+        yield random.uniform(0, min(LONGEST_PAUSE, 0.02 * 2**attempt))  # noqa: S311 - jitter, not a secret
+
+
+def _failure(error: BaseException) -> BaseException:
+    """The error, if it is a failure; a wish to stop goes on its way. A panic of Rust code is no `Exception`."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+    return error
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,613 @@
+"""The door to language models: any endpoint that speaks OpenAI's chat protocol.
+
+A request's identity is the hash of all that is sent and where to. The door looks for it among the replies that are
+kept (table `language_calls`, then the journal) and sends only what is new:
+
+    look -> claim -> send, and repeat what failed in passing -> journal -> read -> lake
+
+What an endpoint can do wrong is told apart by one reason of `pipeline.tables.MISSING`. An answer that came is kept, be
+it refused, filtered, cut short or no answer in form: it would most likely come again, and it may have been paid for.
+To ask once more, ask with another seed. What failed in passing (timeout, too many requests, server error) is not kept
+and is sent again by the next call.
+"""
+
+import asyncio
+import json
+import logging
+import math
+import os
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import openai
+import polars as pl
+
+from pipeline.errors import LanguageModelError, SettingsError
+from pipeline.ports import Lake, Reply, Request, Usage
+from pipeline.provenance import canonical_json, content_hash, identity
+from pipeline.tables import language_calls
+from resources.journal import Journal, Received
+
+ATTEMPTS = 5
+FIRST_PAUSE = 0.5
+"""Seconds before the first repetition; each later pause is twice as long, times a random number from 0.5 to 1."""
+LONGEST_PAUSE = 30.0
+"""Seconds. An endpoint that asks to wait longer is asked again after this."""
+LARGEST_BODY = 8 * 2**20
+"""Bytes. No answer to our requests is nearly as long."""
+ROWS_AT_ONCE = 2_000
+"""Replies that move to the lake in one commit."""
+
+log = logging.getLogger(__name__)
+
+
+class OpenAICompatible:
+    """A `LanguageModel` behind a chat-completions endpoint, with every reply kept.
+
+    `base_url` is what the endpoint's own documents say, usually ending in `/v1`. The key is read from the environment
+    variable `api_key_variable` when something is sent, so kept replies can be read without one; servers on this
+    machine may go without. `journal_path` is a file that is made if need be, on a local disk. `timeout` is in seconds,
+    from sending a request to the last byte of its reply. At most `concurrency` requests are under way at once.
+
+    Raises:
+        SettingsError: the URL is not one of HTTP or carries credentials, or a number is not positive.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        journal_path: Path,
+        lake: Lake,
+        concurrency: int = 16,
+        timeout: float = 60.0,
+        api_key_variable: str = "OPENAI_API_KEY",
+    ) -> None:
+        parts = urlsplit(base_url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise SettingsError(f"`base_url` (={_redacted(base_url)!r}) must be like `https://api.openai.com/v1`")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise SettingsError(
+                f"`base_url` for {parts.hostname} must not carry a user, a password, `?` or `#`, because it is stored "
+                f"with every reply; put the key into the environment variable {api_key_variable}"
+            )
+        if concurrency < 1:
+            raise SettingsError(f"`concurrency` (={concurrency}) must be at least 1")
+        if timeout <= 0:
+            raise SettingsError(f"`timeout` (={timeout}) must be above 0 seconds")
+        self.endpoint = base_url.rstrip("/")
+        self._is_local = parts.hostname in {"localhost", "::1"} or parts.hostname.startswith("127.")
+        self._journal_path = journal_path
+        self._lake = lake
+        self._concurrency = concurrency
+        self._timeout = timeout
+        self._key_variable = api_key_variable
+        # Learnt from the endpoint's refusals, for as long as this object lives.
+        self._takes_response_format = True
+        self._name_of_max_tokens = "max_tokens"
+
+    def request_id(self, request: Request) -> str:
+        """The tagged hash of everything that is sent for a request, and of where it is sent."""
+        return content_hash(self._identity(request))
+
+    def answer(self, requests: Sequence[Request], *, run_id: str) -> tuple[Sequence[Reply], Usage]:
+        """One reply per request, in their order; a request that is kept or repeats another is not sent.
+
+        `Usage` counts money and tokens of what this call sent, and the failures of all `requests`.
+
+        Raises:
+            LanguageModelError: the endpoint cannot be used at all; every reply that came is kept.
+        """
+        if not requests:
+            return [], Usage()
+        ids = [self.request_id(request) for request in requests]
+        with Journal(self._journal_path) as journal:
+            self._flush(journal, run_id)
+            batch = _Batch(journal=journal, run_id=run_id, requests=dict(zip(ids, requests, strict=True)))
+            self._look_into_lake(batch)
+            try:
+                if batch.unsettled():
+                    asyncio.run(self._settle_all(batch))
+            finally:
+                self._flush(journal, run_id)
+        if batch.unusable is not None:
+            kept = len(batch.replies) - len(batch.errors)
+            raise LanguageModelError(
+                f"{batch.unusable}. {kept:,} of {len(batch.requests):,} replies are kept; run again to ask for the rest"
+            )
+        if batch.errors:
+            log.warning(
+                "%d requests to %s brought no reply; the first because: %s",
+                len(batch.errors),
+                self.endpoint,
+                next(iter(batch.errors.values())),
+            )
+        replies = [batch.replies[request_id] for request_id in ids]
+        return replies, Usage(
+            requests_sent=batch.sent,
+            requests_kept=len(requests) - batch.sent,
+            prompt_tokens=batch.prompt_tokens,
+            completion_tokens=batch.completion_tokens,
+            failures=dict(Counter(reply.missing_because for reply in replies if reply.missing_because is not None)),
+        )
+
+    def check(self, model: str) -> dict[str, Any]:
+        """What the endpoint does with one tiny request, which is always sent and never kept; for people.
+
+        `reachable`: it answered at all. `answers`: the model gave a text. `json_mode`: it takes `response_format`.
+        `error` is None, or what went wrong in words.
+        """
+        question = Request(
+            model=model,
+            messages=(("user", 'Answer with the JSON object {"ok": true} and nothing else.'),),
+            temperature=0.0,
+            max_tokens=16,
+            seed=0,
+        )
+        found: dict[str, Any] = {"endpoint": self.endpoint, "model": model, "reachable": False, "answers": False}
+        found |= {"json_mode": None, "model_served": None, "seconds": None, "error": None}
+        begun = time.monotonic()
+        try:
+            status, body = asyncio.run(self._ask_alone(question))
+        except LanguageModelError as error:
+            return found | {"error": str(error)}
+        except _Failed as failed:
+            return found | {"reachable": failed.heard, "error": failed.error}
+        answer = _read(status, body)
+        return found | {
+            "reachable": True,
+            "answers": answer.text is not None and answer.missing_because in {None, "truncated"},
+            "json_mode": self._takes_response_format,
+            "model_served": answer.model_served,
+            "seconds": round(time.monotonic() - begun, 3),
+            "error": answer.error,
+        }
+
+    # What is kept
+
+    def _identity(self, request: Request) -> dict[str, Any]:
+        return {
+            "endpoint": self.endpoint,
+            "model": request.model,
+            "messages": [[role, _sendable(text)] for role, text in request.messages],
+            "temperature": float(request.temperature),
+            "max_tokens": request.max_tokens,
+            "seed": request.seed,
+            "json_reply": request.json_reply,
+        }
+
+    def _look_into_lake(self, batch: "_Batch") -> None:
+        """Take what the lake has of the batch's open requests. Reads their rows only."""
+        # The count comes first: a flush between the two makes us look again, and not miss a reply.
+        batch.flushes = batch.journal.flushes()
+        rows = (
+            self._lake.scan("language_calls")
+            .filter(pl.col("request_id").is_in(batch.unsettled()))
+            .select("request_id", "reply", "missing_because", "model_served")
+            .collect()
+        )
+        for request_id, text, missing_because, model_served in rows.iter_rows():
+            batch.settle(request_id, text, missing_because, model_served)
+
+    def _flush(self, journal: Journal, run_id: str) -> None:
+        """Move the journal's replies to the lake, those of runs that died included."""
+        if not journal.pending(1):
+            return
+        with journal.alone():
+            while received := journal.pending(ROWS_AT_ONCE):
+                record = {"step": "language_calls", "run_id": run_id, "rows": len(received)}
+                self._lake.add("language_calls", _rows(received), record=record)
+                journal.settle([reply.request_id for reply in received])
+
+    # Asking
+
+    async def _settle_all(self, batch: "_Batch") -> None:
+        async with self._client() as client:
+            while (open_ids := batch.unsettled()) and batch.unusable is None:
+                settled_before = len(batch.replies)
+                queue = iter(open_ids)
+                workers = min(self._concurrency, len(open_ids))
+                await asyncio.gather(*(self._work(batch, client, queue) for _ in range(workers)))
+                if len(batch.replies) == settled_before:
+                    # All that is left is under way in other processes: wait for their replies.
+                    await asyncio.sleep(0.1)
+
+    async def _work(self, batch: "_Batch", client: openai.AsyncOpenAI, queue: Iterator[str]) -> None:
+        """Settle requests of the queue, which several workers share, as long as the endpoint can be used."""
+        for request_id in queue:
+            if batch.unusable is not None:
+                return
+            if request_id in batch.replies or not batch.journal.claim(request_id):
+                continue
+            received, flushes = batch.journal.look(request_id)
+            if received is None and flushes != batch.flushes:
+                self._look_into_lake(batch)
+            if received is None and request_id not in batch.replies:
+                received = await self._send(batch, client, request_id)
+            batch.journal.release(request_id)
+            if received is not None:
+                answer = _read(received.status, received.body)
+                batch.settle(request_id, answer.text, answer.missing_because, answer.model_served)
+
+    async def _send(self, batch: "_Batch", client: openai.AsyncOpenAI, request_id: str) -> Received | None:
+        """Send one request until something comes back; None if nothing did, with the reason in the batch."""
+        request = batch.requests[request_id]
+        begun = time.monotonic()
+        batch.sent += 1
+        for attempt in range(ATTEMPTS):
+            await asyncio.sleep(batch.quiet_until - time.monotonic())
+            if batch.unusable is not None:
+                return None
+            try:
+                status, body = await self._ask(client, request)
+            except _Failed as failed:
+                batch.journal.log_failure(request_id, run_id=batch.run_id, reason=failed.reason, error=failed.error)
+                batch.silent = batch.silent and not failed.heard
+                if failed.unusable is not None:
+                    batch.unusable = failed.unusable
+                if batch.unusable is not None:
+                    return None
+                if failed.again and attempt + 1 < ATTEMPTS:
+                    # An endpoint that asks for quiet means all of our requests, not only this one.
+                    batch.quiet_until = max(batch.quiet_until, time.monotonic() + failed.retry_after)
+                    await asyncio.sleep(_pause(attempt))
+                    continue
+                if failed.unreachable and batch.silent:
+                    batch.unusable = f"{self.endpoint} cannot be reached ({failed.error}): check the base URL and that the server runs"
+                    return None
+                batch.silent = True
+                batch.errors[request_id] = failed.error
+                batch.settle(request_id, None, failed.reason, None)
+                return None
+            batch.silent = False
+            received = Received(
+                request_id=request_id,
+                endpoint=self.endpoint,
+                model=request.model,
+                request=canonical_json(self._identity(request)),
+                status=status,
+                body=body,
+                seconds=time.monotonic() - begun,
+                attempts=batch.journal.failures(request_id) + 1,
+                answered_at=datetime.now(UTC).isoformat(),
+                run_id=batch.run_id,
+            )
+            batch.journal.keep(received)
+            answer = _read(status, body)
+            batch.prompt_tokens += answer.prompt_tokens or 0
+            batch.completion_tokens += answer.completion_tokens or 0
+            return received
+        return None
+
+    async def _ask_alone(self, request: Request) -> tuple[int, bytes]:
+        async with self._client() as client:
+            return await self._ask(client, request)
+
+    async def _ask(self, client: openai.AsyncOpenAI, request: Request) -> tuple[int, bytes]:
+        """One exchange: HTTP status and body of an answer that is worth keeping.
+
+        Raises:
+            _Failed: none came.
+        """
+        parameters = self._parameters(request)
+        try:
+            async with asyncio.timeout(self._timeout):
+                reply = await client.chat.completions.with_raw_response.create(**parameters)
+        except (TimeoutError, openai.APITimeoutError):
+            raise _Failed("timeout", f"no whole answer within {self._timeout:g} s", again=True, heard=False) from None
+        except openai.APIConnectionError as error:
+            # The name, because which HTTP library does the work is openai's private matter.
+            unreachable = type(error.__cause__).__name__ == "ConnectError"
+            what = self._redacted(f"{type(error.__cause__ or error).__name__}: {error.__cause__ or error}")
+            raise _Failed("server_error", what, again=True, heard=not unreachable, unreachable=unreachable) from None
+        except openai.APIStatusError as error:
+            failed = self._failed(request, error)
+            if failed is None:
+                return error.status_code, self._without_key(error.response.content)
+            if self._parameters(request) != parameters:
+                return await self._ask(client, request)
+            raise failed from None
+        return reply.status_code, self._without_key(reply.content)
+
+    def _parameters(self, request: Request) -> dict[str, Any]:
+        parameters: dict[str, Any] = {
+            "model": request.model,
+            "messages": [{"role": role, "content": _sendable(text)} for role, text in request.messages],
+            "temperature": request.temperature,
+            self._name_of_max_tokens: request.max_tokens,
+            "seed": request.seed,
+        }
+        if request.json_reply and self._takes_response_format:
+            parameters["response_format"] = {"type": "json_object"}
+        return parameters
+
+    def _failed(self, request: Request, error: openai.APIStatusError) -> "_Failed | None":
+        """What an error status means; None for one that is the answer to this very request."""
+        status, words = error.status_code, self._redacted(str(error))
+        codes = (error.code, error.type)
+        if "content_filter" in codes:
+            return None
+        unusable = None
+        match status:
+            case 400 | 422 if "max_completion_tokens" in words:
+                self._name_of_max_tokens = "max_completion_tokens"
+            case 400 | 422 if "response_format" in words:
+                self._takes_response_format = False
+            case 400 | 422 if "unsupported_parameter" in codes or "unsupported_value" in codes:
+                unusable = (
+                    f"{self.endpoint} does not take our requests for `{request.model}` ({words}): use another model"
+                )
+            case 401:
+                unusable = (
+                    f"{self.endpoint} refused the key ({words}): set the environment variable {self._key_variable} "
+                    "to a key of this endpoint"
+                )
+            case 403:
+                unusable = (
+                    f"{self.endpoint} forbids `{request.model}` to this key ({words}): "
+                    "use another model, or a key that may use it"
+                )
+            case 404:
+                unusable = (
+                    f"{self.endpoint} has no model `{request.model}`, or is not a chat endpoint ({words}): check the "
+                    f"model's name, and the base URL, which usually ends in /v1; {self.endpoint}/models lists models"
+                )
+            case 429 if "insufficient_quota" in codes:
+                unusable = f"the account at {self.endpoint} has no money left ({words}): add to it, or use another key"
+        return _Failed(
+            "rate_limited" if status == 429 else "server_error",
+            words,
+            again=status in {408, 409, 429} or status >= 500,
+            retry_after=_retry_after(error.response.headers.get("retry-after")),
+            unusable=unusable,
+        )
+
+    def _client(self) -> openai.AsyncOpenAI:
+        key = self._key()
+        if not key and not self._is_local:
+            raise LanguageModelError(
+                f"the environment variable {self._key_variable} is not set, and {self.endpoint} needs a key; "
+                "set it to your key, or to `none` for a server that asks for no key"
+            )
+        if not key.isascii() or not key.isprintable():
+            raise LanguageModelError(
+                f"the environment variable {self._key_variable} holds characters that no key has; copy the key again"
+            )
+        # Retries are ours, so that every attempt is counted; the deadline is ours, because this timeout starts anew
+        # with every byte.
+        return openai.AsyncOpenAI(
+            base_url=self.endpoint, api_key=key or "none", max_retries=0, timeout=self._timeout + 1
+        )
+
+    def _key(self) -> str:
+        return os.environ.get(self._key_variable, "").strip()
+
+    def _redacted(self, text: str) -> str:
+        key = self._key()
+        return _redacted(text.replace(key, "[key]") if len(key) >= 8 else text)
+
+    def _without_key(self, body: bytes) -> bytes:
+        """The body, cut at the largest size that is read; the key, should the endpoint echo it, is never stored."""
+        key = self._key().encode("ascii")
+        return (body.replace(key, b"[key]") if len(key) >= 8 else body)[: LARGEST_BODY + 1]
+
+
+@dataclass
+class _Batch:
+    """The state of one call of `answer`."""
+
+    journal: Journal
+    run_id: str
+    requests: dict[str, Request]
+    replies: dict[str, Reply] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    flushes: int = 0
+    sent: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    quiet_until: float = 0.0
+    silent: bool = True
+    """Whether nothing has come from the endpoint since the last request that was given up."""
+    unusable: str | None = None
+    """Why the endpoint cannot be used, with the remedy. Requests under way still end, as they may be paid for."""
+
+    def unsettled(self) -> list[str]:
+        return [request_id for request_id in self.requests if request_id not in self.replies]
+
+    def settle(self, request_id: str, text: str | None, missing_because: str | None, model_served: str | None) -> None:
+        self.replies[request_id] = Reply(
+            request_id=request_id,
+            text=None if missing_because else text,
+            missing_because=missing_because,
+            model_served=model_served,
+        )
+
+
+class _Failed(Exception):  # noqa: N818 - it never leaves this module, and reads as what it is
+    """An attempt that brought no answer to keep."""
+
+    def __init__(
+        self,
+        reason: str,
+        error: str,
+        *,
+        again: bool,
+        heard: bool = True,
+        unreachable: bool = False,
+        retry_after: float = 0.0,
+        unusable: str | None = None,
+    ) -> None:
+        super().__init__(error)
+        self.reason = reason
+        self.error = error
+        self.again = again
+        self.heard = heard
+        self.unreachable = unreachable
+        self.retry_after = retry_after
+        self.unusable = unusable
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A body, read."""
+
+    text: str | None = None
+    missing_because: str | None = None
+    error: str | None = None
+    model_served: str | None = None
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+def _read(status: int, body: bytes) -> _Answer:
+    """What a body says, or why it says nothing. Never raises: an endpoint may send anything."""
+    if status >= 400:
+        return _Answer(missing_because="filtered", error=_start(body))
+    try:
+        value = _parsed(body)
+    except ValueError as fault:
+        return _Answer(missing_because="unparsable", error=str(fault))
+    match value:
+        case {"choices": [{"message": {} as message, **choice}, *_]}:
+            finish_reason = _text(choice.get("finish_reason"))
+        case _:
+            return _Answer(missing_because="unparsable", error=f"the body has no message: {_start(body)}")
+    missing_because, error = _verdict(message, finish_reason)
+    usage = value.get("usage")
+    return _Answer(
+        text=_text(message.get("content")),
+        missing_because=missing_because,
+        error=error,
+        model_served=_text(value.get("model")),
+        finish_reason=finish_reason,
+        prompt_tokens=_count(usage, "prompt_tokens"),
+        cached_tokens=_count(usage, "prompt_tokens_details", "cached_tokens"),
+        completion_tokens=_count(usage, "completion_tokens"),
+    )
+
+
+def _parsed(body: bytes) -> Any:
+    """The JSON value of a body; a ValueError says in words what it is instead."""
+    if len(body) > LARGEST_BODY:
+        raise ValueError(f"the body is longer than {LARGEST_BODY:,} bytes")
+    try:
+        return json.loads(body.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError(f"the body is not UTF-8: {_start(body)}") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"the body is {'HTML' if body.lstrip()[:1] == b'<' else 'not JSON'}: {_start(body)}") from None
+
+
+def _verdict(message: dict[str, Any], finish_reason: str | None) -> tuple[str | None, str | None]:
+    """Why a message is no answer, if it is none: one word of the closed list, and more words where they help."""
+    content, refusal = message.get("content"), message.get("refusal")
+    if refusal:
+        return "refused", _plain(refusal)[:1_000] if isinstance(refusal, str) else None
+    if finish_reason in {"content_filter", "length"}:
+        return ("filtered" if finish_reason == "content_filter" else "truncated"), None
+    if not isinstance(content, str):
+        return "unparsable", f"the content is a {type(content).__name__}, not text"
+    if _text(content) is None:
+        return "unparsable", f"the content holds lone surrogates: {_plain(content)[:1_000]}"
+    if not content.strip():
+        return "unparsable", "the content is empty"
+    return None, None
+
+
+def _start(body: bytes) -> str:
+    """The beginning of a body, for people."""
+    return repr(body[:500].decode("utf-8", errors="replace"))
+
+
+def _plain(text: str) -> str:
+    """The text without lone surrogates, which no table can hold."""
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+
+
+def _text(value: Any) -> str | None:
+    """The value, if it is a text that a table can hold."""
+    return value if isinstance(value, str) and _plain(value) == value else None
+
+
+def _count(usage: Any, *path: str) -> int | None:
+    """A number of tokens inside `usage`, if the endpoint gave one that can be."""
+    for name in path:
+        usage = usage.get(name) if isinstance(usage, dict) else None
+    return usage if isinstance(usage, int) and not isinstance(usage, bool) and 0 <= usage < 2**62 else None
+
+
+def _rows(received: Sequence[Received]) -> pl.DataFrame:
+    """Replies as rows of `language_calls`."""
+    rows = []
+    for reply in received:
+        answer = _read(reply.status, reply.body)
+        rows.append(
+            {
+                "request_id": reply.request_id,
+                "endpoint": reply.endpoint,
+                "model": reply.model,
+                "model_served": answer.model_served,
+                "request": reply.request,
+                "reply": answer.text,
+                "finish_reason": answer.finish_reason,
+                "prompt_tokens": answer.prompt_tokens,
+                "cached_tokens": answer.cached_tokens,
+                "completion_tokens": answer.completion_tokens,
+                "cost_usd": None,
+                "seconds": reply.seconds,
+                "attempts": reply.attempts,
+                "missing_because": answer.missing_because,
+                "error": answer.error,
+                "answered_at": datetime.fromisoformat(reply.answered_at),
+                "identity": identity(
+                    "language_call",
+                    request_id=reply.request_id,
+                    reply=answer.text,
+                    missing_because=answer.missing_because,
+                    model_served=answer.model_served,
+                ),
+                "run_id": reply.run_id,
+            }
+        )
+    return language_calls.conform(pl.DataFrame(rows, schema=language_calls.schema))
+
+
+def _pause(attempt: int) -> float:
+    """Seconds to wait after a failed attempt, counted from 0; random, so that clients do not come back in step."""
+    return min(LONGEST_PAUSE, FIRST_PAUSE * (1 << attempt)) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+
+
+def _retry_after(header: str | None) -> float:
+    """Seconds that an endpoint asks us to wait (RFC 9110: a number or a date), cut to what we are ready to."""
+    if header is None:
+        return 0.0
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(header)
+            seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return 0.0
+    return min(LONGEST_PAUSE, max(0.0, seconds)) if math.isfinite(seconds) else 0.0
+
+
+def _sendable(text: str) -> str:
+    """Lone surrogates cannot be sent as UTF-8, so they become `?`, in the request's identity too."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def _redacted(text: str) -> str:
+    """The text without anything that looks like a key; endpoints echo the key that they refuse."""
+    return re.sub(r"\bsk-[\w*.-]+", "sk-[redacted]", _plain(text))

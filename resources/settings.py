@@ -1,0 +1,123 @@
+"""Settings: what a user chose, from the command line, the environment and `neuronledger.toml`, in this order.
+
+Every field is a flag (`--windows`), a variable (`NEURONLEDGER_WINDOWS`) and a line of the file (`windows = 4096`). API
+keys are none of them: they are read from the environment by the door that needs them, and appear nowhere else.
+"""
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from pipeline.errors import SettingsError
+
+FILE = "neuronledger.toml"
+HOME = "NEURONLEDGER_HOME"
+
+
+class Settings(BaseSettings):
+    """Everything that can be chosen, with its default."""
+
+    model_config = SettingsConfigDict(env_prefix="NEURONLEDGER_", extra="forbid", frozen=True)
+
+    subject: str = Field("demo", description="subject model: `demo`, a Hugging Face name, or a folder", min_length=1)
+    revision: str | None = Field(None, description="revision of a Hugging Face model")
+    corpus: str = Field("demo", description="corpus: `demo`, a file, a folder, a glob, or a Hugging Face dataset")
+    column: str = Field("text", description="column that holds the text, in JSONL and Parquet files")
+    windows: int = Field(4096, ge=1, description="most windows of text to read, one for each document")
+    length: int = Field(64, ge=2, le=4096, description="tokens of a window")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of everything that is drawn at random")
+    device: str = Field("auto", description="where to compute: `auto`, `cpu`, `cuda`")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="number format of the subject")
+    explainer: str | None = Field(None, description="language model that explains; none for the baselines alone")
+    simulator: str | None = Field(None, description="language model that simulates; the explainer unless given")
+    base_url: str = Field("https://api.openai.com/v1", description="OpenAI-compatible endpoint")
+    concurrency: int = Field(16, ge=1, le=1000, description="requests in flight at a time")
+    lake: str | None = Field(None, description="folder or object-store prefix of the tables; `lake/<subject>` by default")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flag before environment before file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=home() / FILE)
+
+    @property
+    def lake_uri(self) -> str:
+        """Where the tables are: an absolute folder, or an object-store prefix as it was given."""
+        if self.lake is None:
+            return str(home() / "lake" / slug(self.subject))
+        if "://" in self.lake:
+            return self.lake
+        return str((home() / Path(self.lake).expanduser()).resolve())
+
+    @property
+    def instance(self) -> Path:
+        """The Dagster instance folder of this lake: runs and events of two subjects never mix."""
+        return home() / "dagster_home" / slug(self.lake_uri if self.lake is not None else self.subject)
+
+    def for_children(self) -> dict[str, str]:
+        """These settings as environment variables, for the processes that Dagster starts."""
+        chosen = {
+            f"NEURONLEDGER_{name.upper()}": str(value)
+            for name, value in self.model_dump().items()
+            if value is not None
+        }
+        return {**chosen, HOME: str(home()), "DAGSTER_HOME": str(self.instance)}
+
+
+def load(**flags: Any) -> Settings:
+    """The settings in force, with those flags that were given (None means not given).
+
+    Raises:
+        SettingsError: a value is wrong, or the file has an unknown line.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise SettingsError(_sentence(error, given)) from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{home() / FILE} is not valid TOML: {error}") from None
+
+
+def home() -> Path:
+    """The project folder: NEURONLEDGER_HOME, or the nearest folder upwards with `neuronledger.toml`, or this one."""
+    if chosen := os.environ.get(HOME):
+        return Path(chosen).expanduser().resolve()
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / FILE).is_file()), here)
+
+
+def slug(name: str) -> str:
+    """A folder name for a subject: lower case letters, digits, dots and dashes, at most 64 of them."""
+    import hashlib
+
+    plain = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-.") or "subject"
+    if plain == name and len(plain) <= 64:
+        return plain
+    # Two names may look alike once simplified, so the rest of the name is kept as a hash.
+    return f"{plain[-48:].strip('-.')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _sentence(error: ValidationError, flags: dict[str, Any]) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(sorted(Settings.model_fields))
+        return f"`{name}` is no setting; known are {known}"
+    origin = f"--{name.replace('_', '-')}"
+    if name not in flags:
+        variable = f"NEURONLEDGER_{name.upper()}"
+        origin = variable if variable in os.environ else f"`{name}` in {home() / FILE}"
+    description = Settings.model_fields[name].description if name in Settings.model_fields else ""
+    return f"{origin} (={first['input']!r}): {first['msg'][0].lower()}{first['msg'][1:]}. It is the {description}."

@@ -1,0 +1,188 @@
+"""Safetensors files read without torch: their headers, their damage, and the fingerprints of layers."""
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from pipeline.errors import SubjectError
+from resources.checkpoint import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    Blocks,
+    is_unused,
+    layer_fingerprints,
+    stored_tensors,
+    tensor_hashes,
+    weight_files,
+)
+
+BLOCKS = Blocks(path="encoder.layer", count=2, after=("output.dense.", "output.LayerNorm."))
+
+TENSORS = {
+    "embeddings.word_embeddings.weight": [0.0],
+    "encoder.layer.0.attention.self.query.weight": [1.0],
+    "encoder.layer.0.output.dense.weight": [2.0],
+    "encoder.layer.1.attention.output.dense.weight": [3.0],
+    "encoder.layer.1.output.dense.weight": [4.0],
+    "pooler.dense.weight": [5.0],
+    "adapter.weight": [6.0],
+}
+
+
+def write(folder: Path, tensors: Mapping[str, list[float]], *, prefix: str = "", file: str = SINGLE_FILE) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text('{"hidden_size": 1, "hidden_dropout_prob": 0.1}')
+    (folder / "tokenizer.json").write_text("{}")
+    save_file({prefix + name: np.array(values, np.float32) for name, values in tensors.items()}, folder / file)
+    return folder
+
+
+def with_header(path: Path, header: object, content: bytes = b"") -> None:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content)
+
+
+def fingerprints(folder: Path) -> list[str]:
+    return layer_fingerprints(folder, blocks=BLOCKS, number_format="float32")
+
+
+def test_a_header_tells_where_each_tensor_lies(tmp_path: Path) -> None:
+    write(tmp_path, {"a": [1.0, 2.0], "b": [3.0]})
+    tensors = stored_tensors(tmp_path)
+    content = (tmp_path / SINGLE_FILE).read_bytes()
+    assert (tensors["a"].shape, tensors["a"].number_format) == ((2,), "F32")
+    assert np.frombuffer(content[tensors["b"].start : tensors["b"].end], np.float32).tolist() == [3.0]
+
+
+def test_a_tensor_hash_depends_on_bytes_shape_and_number_format_only(tmp_path: Path) -> None:
+    arrays = {
+        "a": np.zeros(4, np.float32),
+        "same": np.zeros(4, np.float32),
+        "value": np.ones(4, np.float32),
+        "shape": np.zeros((2, 2), np.float32),
+        "format": np.zeros(4, np.int32),
+        "empty": np.zeros(0, np.float32),
+    }
+    save_file(arrays, tmp_path / SINGLE_FILE)
+    hashes = tensor_hashes(stored_tensors(tmp_path))
+    assert hashes["a"] == hashes.pop("same")
+    assert len(set(hashes.values())) == len(hashes) == 5
+
+
+@pytest.mark.parametrize(
+    ("changed", "stale"),
+    [
+        ("embeddings.word_embeddings.weight", [0, 1]),
+        ("encoder.layer.0.attention.self.query.weight", [0, 1]),
+        ("encoder.layer.0.output.dense.weight", [1]),
+        ("encoder.layer.1.attention.output.dense.weight", [1]),
+        ("encoder.layer.1.output.dense.weight", []),
+        ("pooler.dense.weight", []),
+        ("adapter.weight", [0, 1]),
+    ],
+)
+def test_a_tensor_counts_from_the_first_layer_that_it_can_reach(changed: str, stale: list[int], tmp_path: Path) -> None:
+    before = fingerprints(write(tmp_path, TENSORS))
+    after = fingerprints(write(tmp_path, TENSORS | {changed: [9.0]}))
+    assert [layer for layer in range(2) if before[layer] != after[layer]] == stale
+
+
+def test_the_prefix_of_a_model_with_a_head_does_not_count(tmp_path: Path) -> None:
+    head = {"cls.predictions.bias": [7.0]}
+    assert fingerprints(write(tmp_path / "base", TENSORS)) == fingerprints(
+        write(tmp_path / "bert", TENSORS, prefix="bert.")
+    )
+    assert fingerprints(write(tmp_path / "base", TENSORS)) == fingerprints(write(tmp_path / "head", TENSORS | head))
+
+
+def test_a_final_norm_beside_the_blocks_does_not_count_and_an_embedding_norm_does(tmp_path: Path) -> None:
+    before = fingerprints(write(tmp_path, TENSORS))
+    assert fingerprints(write(tmp_path, TENSORS | {"encoder.final_layer_norm.weight": [1.0]})) == before
+    assert fingerprints(write(tmp_path, TENSORS | {"embeddings.norm.weight": [1.0]})) != before
+
+
+def test_only_a_stored_mask_is_unused_never_a_bias_of_the_same_name(tmp_path: Path) -> None:
+    arrays = {
+        "h.0.attn.bias": np.zeros((1, 1, 2, 2), np.float32),
+        "h.1.attn.bias": np.zeros(2, np.float32),
+        "h.0.attn.c_attn.bias": np.zeros(2, np.float32),
+        "h.0.attn.masked_bias": np.zeros((), np.float32),
+    }
+    save_file(arrays, tmp_path / SINGLE_FILE)
+    unused = {name for name, tensor in stored_tensors(tmp_path).items() if is_unused(tensor)}
+    assert unused == {"h.0.attn.bias", "h.0.attn.masked_bias"}
+
+
+def test_the_files_of_an_index_are_read_together(tmp_path: Path) -> None:
+    names = sorted(TENSORS)
+    write(tmp_path, {name: TENSORS[name] for name in names[:3]}, file="one.safetensors")
+    write(tmp_path, {name: TENSORS[name] for name in names[3:]}, file="two.safetensors")
+    places = {name: "one.safetensors" if name in names[:3] else "two.safetensors" for name in names}
+    (tmp_path / INDEX_FILE).write_text(json.dumps({"weight_map": places}))
+    assert [path.name for path in weight_files(tmp_path)] == ["one.safetensors", "two.safetensors"]
+    assert fingerprints(tmp_path) == fingerprints(write(tmp_path / "single", TENSORS))
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"weight_map": {"a": "gone.safetensors"}}, "names gone.safetensors, which is missing"),
+        ({"weight_map": {"a": "../model.safetensors"}}, "expected a file of the same folder"),
+        ({"weight_map": {}}, "names no files"),
+        ([], "expected a JSON object"),
+    ],
+)
+def test_a_broken_index_is_refused(index: object, message: str, tmp_path: Path) -> None:
+    (tmp_path / INDEX_FILE).write_text(json.dumps(index))
+    with pytest.raises(SubjectError, match=message):
+        weight_files(tmp_path)
+
+
+def test_every_file_that_is_not_whole_is_refused_with_its_size(tmp_path: Path) -> None:
+    file = write(tmp_path, TENSORS) / SINGLE_FILE
+    whole = file.read_bytes()
+    for size in range(len(whole)):
+        file.write_bytes(whole[:size])
+        with pytest.raises(SubjectError, match=rf"model.safetensors is damaged \({size} bytes\)"):
+            stored_tensors(tmp_path)
+    file.write_bytes(whole + b"\0")
+    with pytest.raises(SubjectError, match=f"its header promises {len(whole)} bytes"):
+        stored_tensors(tmp_path)
+
+
+ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{",
+        b"\xff\xff",
+        b"[" * 5000,
+        [],
+        {"a": 1},
+        {"a": ONE | {"data_offsets": [0]}},
+        {"a": ONE | {"data_offsets": [4, 0]}},
+        {"a": ONE | {"data_offsets": [1, 4]}},
+        {"a": ONE | {"data_offsets": [-4, 4]}},
+        {"a": ONE, "b": ONE},
+        {"a": {"dtype": "F32"}},
+    ],
+)
+def test_a_header_that_makes_no_sense_is_refused(header: object, tmp_path: Path) -> None:
+    with_header(tmp_path / SINGLE_FILE, header, b"\0\0\0\0")
+    with pytest.raises(SubjectError, match=r"model.safetensors is damaged"):
+        stored_tensors(tmp_path)
+
+
+def test_a_tensor_stored_in_two_files_is_refused(tmp_path: Path) -> None:
+    for file in ("one.safetensors", "two.safetensors"):
+        write(tmp_path, {"a": [1.0]}, file=file)
+    (tmp_path / INDEX_FILE).write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}))
+    with pytest.raises(SubjectError, match=r"a is stored twice, in one.safetensors and two.safetensors"):
+        stored_tensors(tmp_path)
