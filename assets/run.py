@@ -4,15 +4,20 @@ The same assets, instance and events as in Dagster's UI; only the choice of what
 staleness stops at the first hop and cannot be seen by partition.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import dagster as dg
 
-from assets.project import layer_key, neuron_name
+from assets.freshness import Outside, State, states
+from assets.project import Project, layer_key, neuron_name
 from pipeline.errors import NeuronLedgerError
+from pipeline.ports import Lake
 
 START_TAG = "dagster/asset_partition_range_start"
 END_TAG = "dagster/asset_partition_range_end"
+LAST_HOPS = ("exemplars", "explanations", "simulations", "scores")
+NEURON_HOPS = tuple(f"neuron_{table}" for table in LAST_HOPS)
 CAPTURE = ("activations", "neuron_statistics", "token_associations")
 
 
@@ -71,3 +76,92 @@ def contiguous(layers: Sequence[int]) -> list[list[int]]:
         else:
             ranges.append([layer])
     return ranges
+
+
+@dataclass
+class Outcome:
+    """What a run came to: which slices were made, and which could not be."""
+
+    made: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    """For each slice that failed, why."""
+    layers_failed: set[int] = field(default_factory=set)
+    """Layers whose activations could not be made."""
+
+    def failed_before(self, layer: int) -> bool:
+        """Whether something that this layer's exemplars need could not be made."""
+        return "sequences" in self.failed or layer in self.layers_failed
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Makes what is not fresh, through Dagster."""
+
+    definitions: dg.Definitions
+    instance: dg.DagsterInstance
+    lake: Lake
+    project: Project
+    outside: Outside
+    say: Callable[[str], None]
+
+    def refresh(self, layers: Sequence[int]) -> Outcome:
+        """Make every slice of these layers that is not fresh; a layer that fails does not stop the others."""
+        outcome = Outcome()
+        if self._not_fresh(layers, "sequences"):
+            self._make(outcome, "sequences", ["sequences"])
+        if stale := self._not_fresh(layers, "subject_layers"):
+            for neighbours in contiguous(stale):
+                self._make(outcome, f"subject_layers {named(neighbours)}", ["subject_layers"], layers=neighbours)
+        if "sequences" not in outcome.failed and (stale := self._not_fresh(layers, *CAPTURE)):
+            for neighbours in contiguous(stale):
+                self._make(outcome, f"activations {named(neighbours)}", CAPTURE, layers=neighbours)
+        for layer in layers:
+            states = {state.table: state.status for state in self.states([layer]) if state.table in LAST_HOPS}
+            first = next((place for place, table in enumerate(LAST_HOPS) if states[table] != "fresh"), None)
+            if first is not None and not outcome.failed_before(layer):
+                self._make(outcome, f"{LAST_HOPS[first]} to scores {named([layer])}", LAST_HOPS[first:], layers=[layer])
+        if outcome.made:
+            self._make(outcome, "layer_summary", ["layer_summary"])
+        return outcome
+
+    def recompute(self, neurons: Sequence[tuple[int, int]]) -> Outcome:
+        """Make the exemplars, explanations, simulations and scores of single neurons again, fresh or not."""
+        outcome = Outcome()
+        for layer, neuron in neurons:
+            self._make(outcome, f"neuron {layer}:{neuron}", NEURON_HOPS, neuron=(layer, neuron))
+        return outcome
+
+    def states(self, layers: Sequence[int]) -> list[State]:
+        """The state of every slice of these layers, now."""
+        return states(self.lake, self.project, self.outside, layers=layers)
+
+    def _not_fresh(self, layers: Sequence[int], *tables: str) -> list[int]:
+        stale = {
+            state.layer if state.layer is not None else 0
+            for state in self.states(layers)
+            if state.table in tables and state.status != "fresh"
+        }
+        return sorted(stale)
+
+    def _make(
+        self,
+        outcome: Outcome,
+        name: str,
+        assets: Sequence[str],
+        *,
+        layers: Sequence[int] = (),
+        neuron: tuple[int, int] | None = None,
+    ) -> None:
+        self.say(name)
+        try:
+            materialize(self.definitions, self.instance, assets, layers=layers, neuron=neuron)
+        except NeuronLedgerError as error:
+            outcome.failed[name] = str(error)
+            outcome.layers_failed.update(layers)
+        else:
+            outcome.made.append(name)
+
+
+def named(layers: Sequence[int]) -> str:
+    """Neighbouring layers in words, such as `layer 3` or `layers 0-5`."""
+    return f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]}-{layers[-1]}"

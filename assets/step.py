@@ -71,10 +71,10 @@ class Step:
         neurons = None if self.neuron is None or "neuron" not in declared.columns else [self.neuron]
         version = self._lake.version(table)
         rows = (
-            self._lake.scan(table, layer=self.layer, neurons=neurons, version=version)
+            self._lake.read(table, layer=self.layer, neurons=neurons, version=version)
             if declared.by_layer
-            else self._lake.scan(table, version=version)
-        ).collect()
+            else self._lake.read(table, version=version)
+        )
         if rows.is_empty() and not may_be_empty:
             where = f" of layer {self.layer}" if declared.by_layer else ""
             raise dg.Failure(

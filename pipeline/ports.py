@@ -200,6 +200,16 @@ class Lake(Protocol):
         """The rows of a table, of one layer, or of some neurons of it; without rows if never written."""
         ...
 
+    def read(
+        self, table: str, *, layer: int | None = None, neurons: Sequence[int] | None = None, version: int | None = None
+    ) -> pl.DataFrame:
+        """The same rows, read at once and sorted as the table declares.
+
+        Raises:
+            LakeError: a file of the table is missing or damaged.
+        """
+        ...
+
     def version(self, table: str) -> int | None:
         """The Delta version of a table, or None when it was never written."""
         ...

@@ -1,6 +1,6 @@
 """Settings: what a user chose, from the command line, the environment and `neuronledger.toml`, in this order.
 
-Every field is a flag (`--windows`), a variable (`NEURONLEDGER_WINDOWS`) and a line of the file (`windows = 4096`). API
+Every field is a flag (`--windows`), a variable (`NEURONLEDGER_WINDOWS`) and a line of the file (`windows = 3072`). API
 keys are none of them: they are read from the environment by the door that needs them, and appear nowhere else.
 """
 
@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     revision: str | None = Field(None, description="revision of a Hugging Face model")
     corpus: str = Field("demo", description="corpus: `demo`, a file, a folder, a glob, or a Hugging Face dataset")
     column: str = Field("text", description="column that holds the text, in JSONL and Parquet files")
-    windows: int = Field(4096, ge=1, description="most windows of text to read, one for each document")
+    windows: int = Field(3072, ge=1, description="most windows of text to read, one for each document")
     length: int = Field(64, ge=2, le=4096, description="tokens of a window")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything that is drawn at random")
     device: str = Field("auto", description="where to compute: `auto`, `cpu`, `cuda`")

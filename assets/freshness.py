@@ -1,0 +1,213 @@
+"""Freshness: of every table and layer, whether its rows are what today's model, text, code and choices would give.
+
+Dagster's own staleness stops at direct parents and cannot be seen by partition. Here a slice is fresh if the key that
+its record holds is the key of today, and all that it was made from is fresh too.
+
+    fresh    nothing changed
+    stale    something that it is made from changed; the cause says what
+    missing  never made
+    failed   the last attempt failed; the cause is its error
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from assets import activations, exemplars, explanations, scores, sequences, simulations, subject_layers
+from assets.project import Project
+from pipeline.ports import Lake
+from pipeline.provenance import frame_hash
+from pipeline.tables import TABLES
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What the pipeline is made from that is not in the lake, by content."""
+
+    corpus: str
+    tokenizer: str
+    weights: Sequence[str]
+    """One fingerprint for each layer."""
+
+
+@dataclass(frozen=True)
+class State:
+    """One table of one layer (None for `sequences`), and the neurons that were recomputed alone since."""
+
+    table: str
+    layer: int | None
+    status: str
+    cause: str = ""
+    recomputed: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Hop:
+    """What one table is made by and from."""
+
+    code_version: str
+    settings: Callable[[Project], Mapping[str, Any]]
+    inputs: tuple[str, ...]
+
+
+def _nothing(_: Project) -> Mapping[str, Any]:
+    return {}
+
+
+_CAPTURED = Hop(activations.CODE_VERSION, activations.settings, ("sequences", "subject_layers"))
+HOPS: dict[str, Hop] = {
+    "sequences": Hop(sequences.CODE_VERSION, sequences.settings, ()),
+    "subject_layers": Hop(subject_layers.CODE_VERSION, _nothing, ()),
+    **dict.fromkeys(activations.TABLES, _CAPTURED),
+    "exemplars": Hop(exemplars.CODE_VERSION, _nothing, ("sequences", "activations")),
+    "explanations": Hop(
+        explanations.CODE_VERSION,
+        explanations.settings,
+        ("sequences", "exemplars", "neuron_statistics", "token_associations"),
+    ),
+    "simulations": Hop(
+        simulations.CODE_VERSION, simulations.settings, ("explanations", "exemplars", "token_associations")
+    ),
+    "scores": Hop(scores.CODE_VERSION, scores.settings, ("simulations", "explanations")),
+}
+"""Every table in the order of the hops."""
+
+
+def states(lake: Lake, project: Project, outside: Outside, *, layers: Sequence[int]) -> list[State]:
+    """The state of `sequences` and of every table of the layers given, in the order of the hops."""
+    records = _Records(lake)
+    found: dict[tuple[str, int | None], State] = {}
+    for table, hop in HOPS.items():
+        for layer in layers if TABLES[table].by_layer else (None,):
+            found[table, layer] = _state(table, layer, hop, records, found, project, outside)
+    return list(found.values())
+
+
+class _Records:
+    """The provenance records of a lake, newest last."""
+
+    def __init__(self, lake: Lake) -> None:
+        self._lake = lake
+        rows = lake.read("materializations").sort("finished_at")
+        self._all: dict[tuple[str, int | None], list[dict[str, Any]]] = {}
+        for row in rows.iter_rows(named=True):
+            self._all.setdefault((row["table"], row["layer"]), []).append(row)
+        self._current: dict[tuple[str, int | None], str] = {}
+
+    def whole(self, table: str, layer: int | None) -> dict[str, Any] | None:
+        """The last record of the whole slice that was finished."""
+        done = (row for row in self._all.get((table, layer), ()) if row["neurons"] is None and row["status"] == "done")
+        return max(done, key=lambda row: row["finished_at"], default=None)
+
+    def failure(self, table: str, layer: int | None) -> dict[str, Any] | None:
+        """The last record of the whole slice, if it failed."""
+        whole = [row for row in self._all.get((table, layer), ()) if row["neurons"] is None]
+        return whole[-1] if whole and whole[-1]["status"] == "failed" else None
+
+    def recomputed(self, table: str, layer: int | None) -> dict[int, dict[str, Any]]:
+        """For each neuron recomputed alone since the whole slice was made, its last record."""
+        whole = self.whole(table, layer)
+        return {
+            neuron: row
+            for row in self._all.get((table, layer), ())
+            if row["neurons"] and row["status"] == "done" and whole and row["finished_at"] > whole["finished_at"]
+            for neuron in row["neurons"]
+        }
+
+    def contents(self, table: str, layer: int | None) -> Iterator[str]:
+        """The content hashes by which a slice may be known: as made whole, and as it is with neurons recomputed."""
+        whole = self.whole(table, layer)
+        if whole is None:
+            return
+        yield whole["content_hash"]
+        if self.recomputed(table, layer):
+            if (table, layer) not in self._current:
+                rows = self._lake.read(table, layer=layer)
+                self._current[table, layer] = frame_hash(rows, key=TABLES[table].key)
+            yield self._current[table, layer]
+
+
+def _state(
+    table: str,
+    layer: int | None,
+    hop: Hop,
+    records: _Records,
+    found: Mapping[tuple[str, int | None], State],
+    project: Project,
+    outside: Outside,
+) -> State:
+    record = records.whole(table, layer)
+    if failure := records.failure(table, layer):
+        return State(table, layer, "failed", failure["error"] or "")
+    if record is None:
+        return State(table, layer, "missing")
+    recomputed = tuple(sorted(records.recomputed(table, layer)))
+    for cause in _causes(layer, hop, record, records, found, project, _outside(table, layer, outside)):
+        return State(table, layer, "stale", cause, recomputed)
+    for parent in hop.inputs:
+        parents = records.recomputed(parent, layer)
+        own = records.recomputed(table, layer)
+        late = sorted(
+            neuron
+            for neuron, row in parents.items()
+            if row["finished_at"] > (own[neuron] if neuron in own else record)["finished_at"]
+            and _differs(record, parent, records, layer)
+        )
+        if late:
+            return State(table, layer, "stale", f"{parent} of neuron {layer}:{late[0]} was recomputed", recomputed)
+    return State(table, layer, "fresh", "", recomputed)
+
+
+def _causes(
+    layer: int | None,
+    hop: Hop,
+    record: Mapping[str, Any],
+    records: _Records,
+    found: Mapping[tuple[str, int | None], State],
+    project: Project,
+    outside: Mapping[str, str],
+) -> Iterator[str]:
+    """Why a slice is stale, the first cause first; nothing if it is fresh."""
+    code = json.loads(record["code"]).get("code_version")
+    if code != hop.code_version:
+        yield f"its code changed from version {code} to {hop.code_version}"
+    before, now = json.loads(record["settings"]), dict(hop.settings(project))
+    for name in sorted({*before, *now}):
+        if before.get(name) != now.get(name):
+            yield f"setting `{name}` changed from {before.get(name)} to {now.get(name)}"
+    inputs = {name: entry["content_hash"] for name, entry in json.loads(record["inputs"]).items()}
+    for name, content in outside.items():
+        if inputs.get(name) != content:
+            yield f"the {name} changed"
+    for parent in hop.inputs:
+        at = layer if TABLES[parent].by_layer else None
+        if found[parent, at].status != "fresh":
+            yield f"{parent} is {found[parent, at].status}"
+        elif inputs.get(parent) not in set(records.contents(parent, at)):
+            yield f"{parent} changed"
+
+
+def _differs(record: Mapping[str, Any], parent: str, records: _Records, layer: int | None) -> bool:
+    """Whether a parent's rows, neurons recomputed alone included, are other than those that were read."""
+    read = json.loads(record["inputs"]).get(parent, {}).get("content_hash")
+    return read not in list(records.contents(parent, layer))[1:]
+
+
+def _outside(table: str, layer: int | None, outside: Outside) -> dict[str, str]:
+    if table == "sequences":
+        return {"corpus": outside.corpus, "tokenizer": outside.tokenizer}
+    if table == "subject_layers" and layer is not None:
+        return {"weights": outside.weights[layer]}
+    return {}
+
+
+def summary(found: Sequence[State]) -> pl.DataFrame:
+    """The states as a table, for people and for `--json`."""
+    return pl.DataFrame(
+        [(s.table, s.layer, s.status, s.cause, list(s.recomputed)) for s in found],
+        schema={"table": pl.String, "layer": pl.Int32, "status": pl.String, "cause": pl.String, "recomputed": pl.List(pl.Int32)},
+        orient="row",
+    )

@@ -1,0 +1,337 @@
+"""The command `neuronledger`. Results go to standard output, progress and errors to standard error.
+
+Exit codes: 0 done, 1 failed, 2 wrong use, 3 done in part.
+"""
+
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from pipeline.errors import NeuronLedgerError, SettingsError
+from resources.settings import FILE, Settings, load
+
+if TYPE_CHECKING:
+    from assets.freshness import Outside
+    from assets.run import Outcome
+    from pipeline.ports import SubjectModel
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+DONE, FAILED, WRONG_USE, IN_PART = 0, 1, 2, 3
+
+
+def settings_options(command: Callable[P, T]) -> Callable[P, T]:
+    """Every setting as a flag; what is not given comes from the environment, the file, or the default."""
+    for name, field in reversed(Settings.model_fields.items()):
+        kind: Any = int if field.annotation is int else str
+        default = "" if field.default is None else f" (default {field.default})"
+        command = click.option(f"--{name.replace('_', '-')}", type=kind, help=f"{field.description}{default}")(command)
+    return command
+
+
+def reported(command: Callable[P, T]) -> Callable[P, T]:
+    """Say what went wrong in one sentence, without a traceback, and exit with the right code."""
+
+    @wraps(command)
+    def careful(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return command(*args, **kwargs)
+        except NeuronLedgerError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(WRONG_USE if isinstance(error, SettingsError) else FAILED)
+        except KeyboardInterrupt:
+            click.echo("Stopped. What was finished is kept; the same command goes on from there.", err=True)
+            sys.exit(130)
+
+    return careful
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="neuronledger")
+def main() -> None:
+    """Explain every MLP neuron of a language model, score the explanation, and prove where each number came from."""
+    # Dagster and the model libraries report through logging and bars; what matters here is said by this command.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
+    logging.getLogger("dagster").setLevel(logging.CRITICAL)
+
+
+@main.command()
+@settings_options
+@reported
+def demo(**flags: Any) -> None:
+    """The whole pipeline on a model and texts that are installed with it: no key, no GPU, no network."""
+    settings = load(**{**flags, "subject": "demo", "corpus": "demo"})
+    layers = _run(settings, layers=None)
+    if layers is not None:
+        _finished(settings)
+
+
+@main.command()
+@click.option("--layers", "wanted", help="Layers to make, such as 0-3,7; all of them unless given.")
+@click.option("--neurons", help="Recompute only these neurons, fresh or not, such as 5:131,5:204.")
+@settings_options
+@reported
+def run(wanted: str | None, neurons: str | None, **flags: Any) -> None:
+    """Make everything that is missing or stale, from text to scores; what is fresh is left alone."""
+    settings = load(**flags)
+    if neurons is not None:
+        if wanted is not None:
+            raise SettingsError("give either --layers or --neurons, not both")
+        _recompute(settings, neurons)
+    elif (layers := _run(settings, layers=wanted)) is not None:
+        _finished(settings)
+
+
+@main.command()
+@click.option("--layers", "wanted", help="Layers to look at, such as 0-3,7; all of them unless given.")
+@click.option("--json", "as_json", is_flag=True, help="A list of {table, layer, status, cause, recomputed}.")
+@settings_options
+@reported
+def status(wanted: str | None, as_json: bool, **flags: Any) -> None:  # noqa: FBT001 (click passes flags by name)
+    """Which tables of which layers are fresh, stale (and why), missing or failed."""
+    from assets.definitions import open_lake, open_project, open_subject
+    from assets.freshness import states, summary
+    from explorer import terminal
+
+    settings = load(**flags)
+    subject = open_subject(settings)
+    project = open_project(settings, subject)
+    layers = layer_range(wanted, len(project.n_neurons))
+    rows = summary(states(open_lake(settings), project, _outside(settings, subject), layers=layers))
+    if as_json:
+        click.echo(json.dumps(rows.to_dicts()))
+        return
+    console = _console()
+    console.print(terminal.states(rows))
+    for line in terminal.causes(rows):
+        console.print(line)
+
+
+@main.command()
+@click.argument("neuron")
+@click.option("--json", "as_json", is_flag=True, help="{layer, neuron, site, statistics, sides, chain}.")
+@settings_options
+@reported
+def show(neuron: str, as_json: bool, **flags: Any) -> None:  # noqa: FBT001 (click passes flags by name)
+    """One neuron, written layer:neuron: statistics, explanations, scores, texts, and where they came from."""
+    from assets.definitions import open_lake
+    from explorer import neuron as neurons
+    from explorer import terminal
+
+    layer, index = neurons.parse(neuron)
+    found = neurons.read(open_lake(load(**flags)), layer, index)
+    if as_json:
+        click.echo(found.as_json())
+        return
+    console = _console()
+    console.print(terminal.neuron(found, colour=console.color_system is not None))
+
+
+@main.command()
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@reported
+def init(force: bool) -> None:  # noqa: FBT001 (click passes flags by name)
+    """Write a commented neuronledger.toml here, with every setting at its default."""
+    path = Path.cwd() / FILE
+    if path.exists() and not force:
+        raise SettingsError(f"{path} is there already; give --force to replace it")
+    lines = ["# Settings of Neuron Ledger. A flag or an environment variable (NEURONLEDGER_SUBJECT, ...) goes before them."]
+    for name, field in Settings.model_fields.items():
+        value = json.dumps(field.default) if field.default is not None else '""'
+        lines += ["", f"# {field.description}", f"# {name} = {value}"]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    click.echo(f"wrote {path}")
+
+
+@main.command()
+@click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True, help="Port on 127.0.0.1.")
+@settings_options
+@reported
+def ui(port: int, **flags: Any) -> None:
+    """Start the Dagster UI on this project: webserver and daemon, on 127.0.0.1 only."""
+    from resources.instance import prepare
+
+    settings = load(**flags)
+    prepare(settings)
+    os.environ.update(settings.for_children())
+    click.echo(f"Dagster UI at http://127.0.0.1:{port} for the lake {settings.lake_uri}; stop it with Ctrl-C", err=True)
+    command = [sys.executable, "-m", "dagster", "dev", "-m", "assets.definitions", "-h", "127.0.0.1", "-p", str(port)]
+    os.execv(sys.executable, command)  # noqa: S606 (no shell; every word is ours or a number)
+
+
+def layer_range(text: str | None, n_layers: int) -> list[int]:
+    """The layers named by a text such as `0-3,7`; all of them for None.
+
+    Raises:
+        SettingsError: the text is not of this form, or names a layer that the subject does not have.
+    """
+    if text is None:
+        return list(range(n_layers))
+    layers: set[int] = set()
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*([0-9]{1,6})\s*(?:-\s*([0-9]{1,6})\s*)?", part, re.ASCII)
+        if not found:
+            raise SettingsError(f"--layers (={text!r}) must be layers and ranges such as 0-3,7")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if first > last:
+            raise SettingsError(f"--layers (={text!r}): {first}-{last} runs backwards; write {last}-{first}")
+        if last >= n_layers:
+            raise SettingsError(f"--layers (={text!r}): the subject has layers 0 to {n_layers - 1}; there is no {last}")
+        layers.update(range(first, last + 1))
+    return sorted(layers)
+
+
+def _run(settings: Settings, *, layers: str | None) -> list[int] | None:
+    """Make what is not fresh, and say so. The layers that were asked for, or None if nothing could be made."""
+    from assets.definitions import build, open_lake, open_project, open_subject
+    from assets.run import Runner
+    from explorer.terminal import TerminalProgress
+    from resources.instance import instance
+
+    console = Console(stderr=True)
+    subject = open_subject(settings)
+    project = open_project(settings, subject)
+    wanted = layer_range(layers, len(project.n_neurons))
+    lake = open_lake(settings)
+    _same_subject(lake, project, settings)
+    with TerminalProgress(console) as progress, instance(settings) as opened:
+        runner = Runner(
+            build(settings, progress=progress), opened, lake, project, _outside(settings, subject), progress.say
+        )
+        outcome = runner.refresh(wanted)
+    if not outcome.made and not outcome.failed:
+        click.echo("Everything is fresh: nothing was recomputed.")
+    _stop_if_failed(outcome)
+    return wanted
+
+
+def _recompute(settings: Settings, names: str) -> None:
+    from assets.definitions import build, open_lake, open_project, open_subject
+    from assets.run import Runner
+    from explorer.neuron import parse
+    from explorer.terminal import TerminalProgress
+    from resources.instance import instance
+
+    subject = open_subject(settings)
+    project = open_project(settings, subject)
+    neurons = list(dict.fromkeys(parse(name.strip()) for name in names.split(",")))
+    for layer, neuron in neurons:
+        if layer >= len(project.n_neurons):
+            raise SettingsError(f"the subject has layers 0 to {len(project.n_neurons) - 1}; there is no {layer}:{neuron}")
+        if neuron >= project.n_neurons[layer]:
+            raise SettingsError(
+                f"layer {layer} has neurons 0 to {project.n_neurons[layer] - 1}; there is no {layer}:{neuron}"
+            )
+    lake = open_lake(settings)
+    _same_subject(lake, project, settings)
+    with TerminalProgress(Console(stderr=True)) as progress, instance(settings) as opened:
+        runner = Runner(
+            build(settings, progress=progress), opened, lake, project, _outside(settings, subject), progress.say
+        )
+        outcome = runner.recompute(neurons)
+    for name in outcome.made:
+        click.echo(f"recomputed {name}")
+    _stop_if_failed(outcome)
+
+
+def _stop_if_failed(outcome: "Outcome") -> None:
+    for name, why in outcome.failed.items():
+        click.echo(f"Error: {name}: {why}", err=True)
+    if outcome.failed:
+        sys.exit(IN_PART if outcome.made else FAILED)
+
+
+def _same_subject(lake: Any, project: Any, settings: Settings) -> None:
+    """Refuse to mix two models of different shape in one lake."""
+    import polars as pl
+
+    known = lake.scan("subject_layers").select("layer", "subject", "n_neurons").collect()
+    other = known.filter(
+        pl.struct("layer", "n_neurons").map_elements(
+            lambda row: row["layer"] >= len(project.n_neurons) or project.n_neurons[row["layer"]] != row["n_neurons"],
+            return_dtype=pl.Boolean,
+        )
+    )
+    if len(other):
+        raise SettingsError(
+            f"the lake {settings.lake_uri} holds {other.item(0, 'subject')!r}, a model of another shape than "
+            f"{settings.subject!r}; give another --lake"
+        )
+
+
+def _outside(settings: Settings, subject: "SubjectModel") -> "Outside":
+    from assets.freshness import Outside
+    from resources.corpus import open_corpus
+
+    return Outside(
+        corpus=open_corpus(settings.corpus, column=settings.column).fingerprint(),
+        tokenizer=subject.tokenizer_hash(),
+        weights=subject.fingerprints(),
+    )
+
+
+def _finished(settings: Settings) -> None:
+    """What was found, where it is, and what to type next."""
+    from assets.definitions import open_lake
+    from explorer import neuron as neurons
+    from explorer import terminal
+    from pipeline.summary import MAIN, best
+
+    lake, console = open_lake(settings), _console()
+    statistics = lake.scan("neuron_statistics").select("layer", "neuron", "dead").collect()
+    explanations = lake.scan("explanations").select("layer", "neuron", "polarity", "explanation_id", "text").collect()
+    scores = (
+        lake.scan("scores")
+        .filter(MAIN)
+        .select("layer", "neuron", "polarity", "explanation_id", "method", "scorer", "split", "value", "ci_low", "ci_high")
+        .collect()
+    )
+    console.print()
+    console.print(terminal.layers(statistics, explanations, scores))
+    console.print("\n[bold]How well tokens alone predict a neuron[/] (correlation with the true activations, texts never shown)")
+    for method in scores.get_column("method").unique().sort():
+        console.print(terminal.score_distribution(scores, method))
+    top = best(scores, explanations)
+    console.print("\n[bold]The best-explained neurons[/]")
+    found = [neurons.read(lake, row["layer"], row["neuron"]) for row in top.iter_rows(named=True)]
+    console.print(terminal.best_neurons(found, scores, explanations, colour=console.color_system is not None))
+    chosen = _flags(settings)
+    example = f"{top.item(0, 'layer')}:{top.item(0, 'neuron')}" if len(top) else "0:0"
+    console.print(Text(f"lake             {settings.lake_uri}"))
+    console.print(Text(f"one neuron       neuronledger show {example}{chosen}"))
+    console.print(Text(f"one neuron anew  neuronledger run --neurons {example}{chosen}"))
+    console.print(Text(f"the Dagster UI   neuronledger ui{chosen}"))
+
+
+def _flags(settings: Settings) -> str:
+    """The flags that make another command look at the same lake."""
+    flags = ""
+    if settings.subject != Settings.model_fields["subject"].default:
+        flags += f" --subject {settings.subject}"
+    if settings.corpus != Settings.model_fields["corpus"].default:
+        flags += f" --corpus {settings.corpus}"
+    if settings.windows != Settings.model_fields["windows"].default:
+        flags += f" --windows {settings.windows}"
+    if settings.lake is not None:
+        flags += f" --lake {settings.lake}"
+    return flags
+
+
+def _console() -> Console:
+    """Standard output; a wide line where it is no terminal, so that nothing is cut."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+

@@ -1,0 +1,235 @@
+"""The terminal: how neurons, layers and progress look there.
+
+Text of the corpus and of language models is never trusted: control characters are shown as symbols, so that no text can
+move the cursor or change colours.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from explorer.neuron import Excerpt, Neuron, Said, Side
+from pipeline.summary import best, by_layer, distribution
+
+AROUND = 14
+"""Tokens shown on each side of the strongest one where there is little room."""
+
+SYMBOLS = {"fresh": "[green]fresh[/]", "stale": "[yellow]stale[/]", "missing": "[dim]missing[/]", "failed": "[red]failed[/]"}
+
+
+class TerminalProgress:
+    """Bars on standard error where that is a terminal, nothing elsewhere but a line when a step begins."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(
+            SpinnerColumn(), TextColumn("{task.description:<12}"), BarColumn(bar_width=30), MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"), TimeElapsedColumn(), console=console, transient=True,
+        )  # fmt: skip
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "TerminalProgress":
+        if self._console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, step: str, done: int, total: int, detail: str = "") -> None:
+        """Move the bar of a step."""
+        if not self._console.is_terminal:
+            return
+        if step not in self._tasks:
+            self._tasks[step] = self._bars.add_task(step, detail=detail, total=total or None)
+        self._bars.update(self._tasks[step], completed=done, total=total or None, detail=detail)
+
+    def say(self, text: str) -> None:
+        """A line that stays: what is being made now. Bars of the step before are taken away."""
+        for task in self._tasks.values():
+            self._bars.remove_task(task)
+        self._tasks.clear()
+        self._console.print(Text(f"  {text}", style="dim"))
+
+
+def harmless(text: str) -> str:
+    """Text that a terminal can print as it stands: white space made visible, control characters as symbols."""
+    return "".join(_SHOWN.get(char) or (char if _is_printable(char) else "·") for char in text)
+
+
+_SHOWN = {"\n": "↵", "\t": "⇥", "\r": "↵", "\x1b": "␛", "\x00": "␀"}
+
+
+def _is_printable(char: str) -> bool:
+    # Cf holds the marks that reverse the direction of text, Co and Cn what no font shows.
+    return unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def excerpt(shown: Excerpt, *, around: int | None = None, colour: bool = True) -> Text:
+    """The tokens of an excerpt, those with activation on a green ground; between « » where there is no colour."""
+    peak = max(range(len(shown.tokens)), key=lambda place: shown.scaled_activations[place])
+    first, last = 0, len(shown.tokens)
+    if around is not None:
+        first, last = max(0, peak - around), min(len(shown.tokens), peak + around + 1)
+    text = Text("… " if first else "", overflow="fold")
+    for token, scaled in zip(shown.tokens[first:last], shown.scaled_activations[first:last], strict=True):
+        words = harmless(token)
+        if not scaled:
+            text.append(words)
+        elif colour:
+            # From a pale to a strong green; black on it keeps a contrast above 7 to 1 at both ends.
+            text.append(words, style=f"black on rgb({225 - 14 * scaled},{246 - 4 * scaled},{225 - 14 * scaled})")
+        else:
+            text.append(words if scaled < 5 else f"«{words.strip()}»" if words == words.strip() else f" «{words.strip()}»")
+    if last < len(shown.tokens):
+        text.append(" …")
+    return text
+
+
+def layers(statistics: pl.DataFrame, explanations: pl.DataFrame, scores: pl.DataFrame) -> Table:
+    """One line for each layer: how far it has come, and how well it is explained."""
+    rows = by_layer(statistics, explanations, scores)
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("layer", justify="right")
+    for name in rows.columns[1:]:
+        table.add_column(name, justify="right")
+    for row in rows.iter_rows():
+        table.add_row(*("-" if cell is None else f"{cell:.3f}" if isinstance(cell, float) else f"{cell:,}" for cell in row))
+    return table
+
+
+def score_distribution(scores: pl.DataFrame, method: str) -> RenderableType:
+    """How the main scores of one method spread between 0 and 1, as a line of bars."""
+    counts, below = distribution(scores, method)
+    most = max([*counts, 1])
+    bars = "".join(" ▁▂▃▄▅▆▇█"[min(8, -(-8 * count // most))] for count in counts)
+    return Text.assemble((f"{method:<24}", "bold"), "0 ", (bars, "green"), " 1", (f"   {below:,} below 0", "dim"))
+
+
+def best_neurons(neurons: Sequence[Neuron], scores: pl.DataFrame, explanations: pl.DataFrame, *, colour: bool) -> Group:
+    """The best-explained neurons, each with its explanation and two excerpts."""
+    parts: list[RenderableType] = []
+    found = best(scores, explanations, count=len(neurons))
+    for neuron, row in zip(neurons, found.iter_rows(named=True), strict=True):
+        parts.append(
+            Text.assemble(
+                (f"{neuron.layer}:{neuron.neuron}", "bold cyan"),
+                f"  score {row['value']:.3f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]  {row['method']}",
+            )
+        )
+        parts.append(Padding(Text(harmless(row["text"] or "")), (0, 0, 0, 4)))
+        side = next(side for side in neuron.sides if side.polarity == row["polarity"])
+        parts.extend(
+            Padding(excerpt(shown, around=AROUND, colour=colour), (0, 0, 0, 4))
+            for shown in [shown for shown in side.excerpts if shown.split == "score" and shown.stratum == "top"][:2]
+        )
+        parts.append(Text())
+    return Group(*parts)
+
+
+def neuron(shown: Neuron, *, colour: bool) -> Group:
+    """A whole neuron: statistics, both sides, and the chain of writes behind it."""
+    numbers = shown.statistics
+    parts: list[RenderableType] = [
+        Text.assemble((f"neuron {shown.layer}:{shown.neuron}", "bold cyan"), f"  input of {shown.site}"),
+        Text(
+            f"over {numbers['n_tokens']:,} tokens of {numbers['n_sequences']:,} sequences: mean {numbers['mean']:.4g}, "
+            f"variance {numbers['variance']:.4g}, from {numbers['minimum']:.4g} to {numbers['maximum']:.4g}, "
+            f"above zero at {numbers['fraction_positive']:.1%} of tokens" + (", dead" if numbers["dead"] else "")
+        ),
+    ]
+    for side in shown.sides:
+        parts.extend(_side(side, colour=colour, named=len(shown.sides) > 1))
+    parts.append(Text("\nwhere it came from", style="bold"))
+    parts.append(_chain(shown.chain))
+    return Group(*parts)
+
+
+def states(rows: pl.DataFrame) -> Table:
+    """The state of every table by layer."""
+    tables = rows.get_column("table").unique(maintain_order=True).to_list()
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("table")
+    at = rows.get_column("layer").drop_nulls().unique().sort().to_list()
+    for layer in at:
+        table.add_column(f"layer {layer}")
+    for name in tables:
+        found = {row["layer"]: row for row in rows.filter(pl.col("table") == name).iter_rows(named=True)}
+        if None in found:
+            table.add_row(name, SYMBOLS[found[None]["status"]])
+        else:
+            table.add_row(name, *(SYMBOLS[found[layer]["status"]] if layer in found else "" for layer in at))
+    return table
+
+
+def causes(rows: pl.DataFrame) -> list[Text]:
+    """Why slices are not fresh: one line for each different cause."""
+    lines: list[Text] = []
+    bad = rows.filter(pl.col("cause") != "")
+    for (table, status, cause), group in bad.group_by("table", "status", "cause", maintain_order=True):
+        where = ", ".join(str(layer) for layer in group.get_column("layer").drop_nulls())
+        lines.append(Text(f"{table}{f' of layer {where}' if where else ''} {status}: {harmless(str(cause))}"))
+    for row in rows.filter(pl.col("recomputed").list.len() > 0).iter_rows(named=True):
+        some = ", ".join(f"{row['layer']}:{neuron}" for neuron in row["recomputed"][:10])
+        lines.append(Text(f"{row['table']}: recomputed alone {some}", style="dim"))
+    return lines
+
+
+def _side(side: Side, *, colour: bool, named: bool) -> list[RenderableType]:
+    title = f"\nexplanations, polarity {side.polarity}" if named else "\nexplanations"
+    parts: list[RenderableType] = [Text(title, style="bold")]
+    for said in side.explanations:
+        parts.append(Text.assemble((said.method, "cyan"), "" if said.explainer == "none" else f" by {harmless(said.explainer)}"))
+        words = harmless(said.text) if said.text is not None else f"none, because {said.missing_because}"
+        parts.append(Padding(Text(words, style="" if said.text is not None else "yellow"), (0, 0, 0, 4)))
+        parts.append(Padding(_scores(said), (0, 0, 0, 4)))
+    if side.tokens:
+        words = ", ".join(f"{harmless(token['text']).strip()!r} {token['mean']:.3g} ({token['count']}x)" for token in side.tokens)
+        parts += [Text("\ntokens with the highest mean activation, on documents that are not scored", style="bold"), Text(words)]
+    for split, title in (("explain", "shown to explainers"), ("score", "scored, never shown")):
+        chosen = [shown for shown in side.excerpts if shown.split == split]
+        if not chosen:
+            continue
+        parts.append(Text(f"\nexcerpts {title}", style="bold"))
+        for shown in sorted(chosen, key=lambda one: (one.stratum != "top", one.rank)):
+            strongest = max(shown.activations) if side.polarity == "+" else min(shown.activations)
+            parts.append(Text(f"{shown.stratum} {shown.rank}  {strongest:.3g}  {harmless(shown.document_id)}", style="dim"))
+            parts.append(Padding(excerpt(shown, colour=colour), (0, 0, 0, 4)))
+    return parts
+
+
+def _scores(said: Said) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for score in said.scores:
+        if score["value"] is None:
+            value = f"none, because {score['missing_because']}"
+        else:
+            interval = "" if score["ci_low"] is None else f" [{score['ci_low']:.3f}, {score['ci_high']:.3f}]"
+            value = f"{score['value']:.3f}{interval}"
+        failed = f", {score['n_failed']} failed" if score["n_failed"] else ""
+        table.add_row(score["scorer"], score["split"], value, f"{score['n_sequences']} sequences, {score['n_tokens']} tokens{failed}")
+    return table
+
+
+def _chain(chain: Sequence[dict[str, Any]]) -> Table:
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for name in ("table", "version", "made at", "content", "made from", "run"):
+        table.add_column(name)
+    for link in chain:
+        inputs = ", ".join(f"{name} {_short(entry['content_hash'])}" for name, entry in link["inputs"].items())
+        table.add_row(
+            link["table"] + (" (alone)" if link["alone"] else ""), str(link["version"]), link["finished_at"],
+            _short(link["content_hash"]), inputs, link["run_id"][:8],
+        )  # fmt: skip
+    return table
+
+
+def _short(tagged: str) -> str:
+    return tagged.removeprefix("sha256:")[:8]

@@ -1,0 +1,402 @@
+"""Testing: models and language models whose right answers are known, to try the whole pipeline on.
+
+    planted_checkpoint        a small GPT-2 on disk, every neuron set by hand
+    planted_gated_checkpoint  a small Llama on disk, with neurons that mean something on both sides of zero
+    planted_corpus            texts in their words
+    ScriptedLanguageModel     explains and simulates those neurons: rightly, wrongly, or not at all
+
+The weights are no trained network but a drawing: in the residual stream every token has an axis of its own, every
+position too, and what a neuron reads can be seen in its column. All states of one place in the network have the same
+mean and variance, so the norms, given the weights that undo them, pass everything on as it is.
+
+    layer 0   token + position                                neurons read tokens
+    layer 1   token + position + (which word stood before)    neurons read tokens and what stood before
+"""
+
+import hashlib
+import json
+import math
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline import prompts
+from pipeline.errors import SettingsError
+from pipeline.ports import Reply, Request, Usage
+from pipeline.provenance import content_hash
+from pipeline.tables import MISSING
+
+if TYPE_CHECKING:
+    import torch
+
+POSITIONS = 64
+"""Longest window in tokens that the planted models read."""
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "colours": ("red", "blue", "green", "yellow", "purple"),
+    "animals": ("cat", "dog", "horse", "sheep", "mouse"),
+    "foods": ("bread", "cheese", "soup", "apple", "rice"),
+    "weather": ("rain", "snow", "wind", "storm", "fog"),
+    "months": ("january", "march", "june", "august", "october"),
+    "tools": ("hammer", "saw", "nail", "axe", "rope"),
+    "numbers": ("two", "five", "seven", "eleven", "thirty"),
+    "music": ("music",),
+    "ship": ("ship",),
+}
+"""Words that some neuron fires on."""
+
+PAIRS = (("river", "bank"), ("traffic", "light"), ("ice", "cream"))
+"""The second word fires its neuron right after the first, and nowhere else."""
+
+COMMON = (
+    "the", "a", "of", "and", "to", "in", "was", "with", "for", "on", "at", "from", "by", "she", "he", "they",
+    "old", "new", "small", "house", "road", "garden", "went", "came", "took", "gave", "made", "near", "over", "then",
+)  # fmt: skip
+"""Words that no neuron fires on but the one that always does."""
+
+TOPIC_SHARE = 0.2
+"""Share of a text's places that go to its topics; three topics of twelve, so each has about one place in fifteen."""
+
+Kind = Literal["tokens", "after", "never", "always", "both"]
+
+
+@dataclass(frozen=True)
+class PlantedNeuron:
+    """What one neuron does in one polarity, by construction."""
+
+    layer: int
+    neuron: int
+    what: str
+    """A right explanation."""
+    wrong: str
+    """An explanation that is right for another neuron, and says nothing of this one."""
+    tokens: tuple[str, ...]
+    """Words that it fires on; none if it never fires, or fires on everything."""
+    after: str | None
+    """The word that must stand right before."""
+    kind: Kind
+    """`both`: fires in this polarity on these words, and in the other on others."""
+    polarity: str = "+"
+
+    def fires(self, words: Sequence[str]) -> list[bool]:
+        """Whether it fires at each token of a window; white space around a token does not matter."""
+        return _firing(self.tokens, self.after, words) if self.kind != "always" else [True] * len(words)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A checkpoint folder, and the truth about all of its neurons: one entry for each polarity in which one fires,
+    and one for each neuron that never does."""
+
+    folder: Path
+    neurons: tuple[PlantedNeuron, ...]
+
+
+def planted_checkpoint(folder: Path) -> Planted:
+    """Write a GPT-2 of two layers with eight neurons each, tokenizer included, and say what its neurons do.
+
+    A neuron that fires gives 3 to 6, a silent one between -0.01 and 0 (GELU of -3 or less). The dead ones are silent
+    everywhere. The constant ones give one and the same number everywhere, to the bit.
+    """
+    import torch
+    from transformers import GPT2Config, GPT2Model
+
+    token = {word: index for index, word in enumerate(_vocabulary())}
+    position = range(len(token), len(token) + POSITIONS)
+    before = {word: position.stop + index for index, (word, _) in enumerate(PAIRS)}
+    something_else = position.stop + len(PAIRS)
+    width = something_else + 1
+    neurons = _planted_neurons()
+    config = GPT2Config(
+        vocab_size=len(token),
+        n_positions=POSITIONS,
+        n_embd=width,
+        n_layer=2,
+        n_head=1,
+        n_inner=1 + max(neuron.neuron for neuron in neurons),
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    model = GPT2Model(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.wte.weight[:, : len(token)] = torch.eye(len(token))
+        model.wpe.weight[:, position.start : position.stop] = torch.eye(POSITIONS)
+        for layer, block in enumerate(model.h):
+            _undo_layer_norm(block.ln_1, ones=2)
+            _undo_layer_norm(block.ln_2, ones=2 + layer)
+        # The attention of layer 1 looks at the token before and writes which word it is. Position 0 looks at itself.
+        query, key, value = model.h[1].attn.c_attn.weight.split(width, dim=1)
+        for place in range(POSITIONS):
+            query[position[place], position[max(place - 1, 0)]] = 60 * math.sqrt(width)  # exp(-60) is nothing
+            key[position[place], position[place]] = 1
+        for word, axis in token.items():
+            value[axis, before.get(word, something_else)] = 1
+        for axis in (*before.values(), something_else):
+            model.h[1].attn.c_proj.weight[axis, axis] = 1
+        for planted in neurons:
+            into = model.h[planted.layer].mlp.c_fc
+            into.bias[planted.neuron] = 3 if planted.kind == "always" else -3 if planted.after is None else -9
+            for index, word in enumerate(planted.tokens):
+                into.weight[token[word], planted.neuron] = 7 + index / 2 if planted.after is None else 6
+            if planted.after is not None:
+                into.weight[before[planted.after], planted.neuron] = 6
+    _write(folder, model)
+    return Planted(folder=folder, neurons=neurons)
+
+
+def planted_gated_checkpoint(folder: Path) -> Planted:
+    """Write a Llama of one layer with four neurons, tokenizer included, and say what its neurons do.
+
+    The gate is open everywhere, so a neuron is what its other map reads: about 4 to 6 on a word of its own, as much
+    below zero on a word of the other side, and exactly 0 on all others.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaModel
+
+    token = {word: index for index, word in enumerate(_vocabulary())}
+    always = len(token)
+    width = always + 1 + (always + 1) % 2  # rotary positions need an even number
+    neurons = _planted_gated_neurons()
+    config = LlamaConfig(
+        vocab_size=len(token),
+        hidden_size=width,
+        intermediate_size=1 + max(neuron.neuron for neuron in neurons),
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        max_position_embeddings=POSITIONS,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    model = LlamaModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.embed_tokens.weight[:, : len(token)] = torch.eye(len(token))
+        model.embed_tokens.weight[:, always] = 1
+        block = model.layers[0]
+        block.post_attention_layernorm.weight.fill_(math.sqrt(2 / width + config.rms_norm_eps))
+        block.mlp.gate_proj.weight[:, always] = 4
+        for planted in neurons:
+            if planted.kind == "always":
+                block.mlp.up_proj.weight[planted.neuron, always] = 1
+            for index, word in enumerate(planted.tokens):
+                strength = 1 + index / 8
+                block.mlp.up_proj.weight[planted.neuron, token[word]] = -strength if planted.polarity == "-" else strength
+    _write(folder, model)
+    return Planted(folder=folder, neurons=neurons)
+
+
+def planted_corpus(n_documents: int, seed: int) -> list[str]:
+    """Distinct texts of 70 to 120 words of the planted vocabulary; the same for the same `seed`.
+
+    A text has three topics, so most neurons are silent in most texts. The second word of a pair stands more often
+    without the first than right after it.
+    """
+    draw = random.Random(seed)  # noqa: S311 (no secret)
+    topics = [*GROUPS.values(), *((f"{first} {second}", second, second, first) for first, second in PAIRS)]
+    texts: dict[str, None] = {}
+    while len(texts) < n_documents:
+        chosen = draw.sample(topics, 3)
+        words: list[str] = []
+        n_words = draw.randint(70, 120)
+        while len(words) < n_words:
+            spoken = draw.choice(draw.choice(chosen)) if draw.random() < TOPIC_SHARE else draw.choice(COMMON)
+            words += spoken.split()
+        texts[" ".join(words) + "."] = None
+    return list(texts)
+
+
+class ScriptedLanguageModel:
+    """A language model in this process that knows the planted truth.
+
+    Asked to explain, it looks for the planted neuron that fires just where the excerpts are active, and gives its
+    right explanation, or its `wrong` one; if there is none, it declines (`refused`). Asked to simulate, it goes by the
+    words of the explanation alone: 10 wherever they say that the neuron fires, 0 elsewhere. A share `failing` of all
+    requests, drawn by `seed` and content, ends with `reason`, however often it is sent.
+
+    Raises:
+        SettingsError: `failing` is no share, or `reason` is not a known one.
+    """
+
+    def __init__(
+        self,
+        planted: Planted,
+        *,
+        wrong: bool = False,
+        failing: float = 0.0,
+        reason: str = "timeout",
+        seed: int = 0,
+    ) -> None:
+        if not 0 <= failing <= 1:
+            raise SettingsError(f"`failing` (={failing}) must be a share from 0 to 1 of all requests")
+        if reason not in MISSING:
+            raise SettingsError(f"`reason` (={reason!r}) is not known; use one of {sorted(MISSING)}")
+        self.planted = planted
+        self.wrong = wrong
+        self.failing = failing
+        self.reason = reason
+        self.seed = seed
+        self.sent = 0
+        """Requests that were worked on, in all calls."""
+        self.kept = 0
+        """Requests that were answered from what was kept."""
+        self._replies: dict[str, Reply] = {}
+
+    def answer(self, requests: Sequence[Request], *, run_id: str) -> tuple[Sequence[Reply], Usage]:  # noqa: ARG002
+        """One reply per request, in their order; one that repeats another is answered from what was kept."""
+        sent = 0
+        replies: list[Reply] = []
+        failures: dict[str, int] = {}
+        for request in requests:
+            request_id = content_hash(asdict(request))
+            reply = self._replies.get(request_id)
+            if reply is None:
+                sent += 1
+                reply = self._answered(request, request_id)
+                if reply.text is not None:
+                    self._replies[request_id] = reply
+            if reply.missing_because is not None:
+                failures[reply.missing_because] = failures.get(reply.missing_because, 0) + 1
+            replies.append(reply)
+        self.sent += sent
+        self.kept += len(requests) - sent
+        return replies, Usage(requests_sent=sent, requests_kept=len(requests) - sent, failures=failures)
+
+    def _answered(self, request: Request, request_id: str) -> Reply:
+        drawn = hashlib.sha256(f"{self.seed}:{request_id}".encode()).digest()
+        if int.from_bytes(drawn[:8], "big") < self.failing * 2**64:
+            return Reply(request_id, None, self.reason)
+        question = request.messages[-1][1]
+        for file, reply_to in (("explain.user.txt", self._explained), ("simulate.user.txt", _simulated)):
+            beginning = prompts.load(file).text.partition("$")[0]
+            if question.startswith(beginning):
+                text = reply_to(question.removeprefix(beginning))
+                return Reply(request_id, text, None if text else "refused", model_served="scripted")
+        return Reply(request_id, None, "refused", model_served="scripted")
+
+    def _explained(self, question: str) -> str | None:
+        """The explanation of the neuron whose firing agrees best with excerpts of (token, activation) pairs."""
+        excerpts: list[list[tuple[str, int]]]
+        excerpts, _ = json.JSONDecoder().raw_decode(question)
+        active = [activation > 0 for excerpt in excerpts for _, activation in excerpt]
+
+        def agreement(neuron: PlantedNeuron) -> float:
+            firing = [fires for excerpt in excerpts for fires in neuron.fires([token for token, _ in excerpt])]
+            both, either = (sum(map(rule, active, firing)) for rule in (bool.__and__, bool.__or__))
+            return both / either if either else 0.0
+
+        found = max(self.planted.neurons, key=agreement)
+        if agreement(found) < 0.5:
+            return None
+        return json.dumps({"explanation": found.wrong if self.wrong else found.what})
+
+
+def _simulated(question: str) -> str:
+    """Activations at numbered tokens, from an explanation in words."""
+    explanation, end = json.JSONDecoder().raw_decode(question)
+    numbered, _ = json.JSONDecoder().raw_decode(question, question.index("[", end))
+    words = [token for _, token in numbered]
+    if explanation == _EVERYTHING:
+        firing = [True] * len(words)
+    else:
+        named, _, before = explanation.partition(" right after ")
+        quoted = re.compile('"([^"]+)"')
+        firing = _firing(quoted.findall(named), next(iter(quoted.findall(before)), None), words)
+    pairs = [[index, 10 if fires else 0] for (index, _), fires in zip(numbered, firing, strict=True)]
+    return json.dumps({"activations": pairs})
+
+
+def _firing(tokens: Sequence[str], after: str | None, words: Sequence[str]) -> list[bool]:
+    bare = [word.strip() for word in words]
+    return [
+        word in tokens and (after is None or before == after)
+        for word, before in zip(bare, ["", *bare[:-1]], strict=True)
+    ]
+
+
+_EVERYTHING = "every token"
+_NOTHING = "nothing at all"
+
+
+def _planted_neurons() -> tuple[PlantedNeuron, ...]:
+    layers: tuple[tuple[str | tuple[str, str], ...], ...] = (
+        ("colours", "animals", "foods", "never", "always", "weather", "months", "music"),
+        (*PAIRS, "never", "always", "tools", "numbers", "ship"),
+    )
+    return tuple(
+        _planted(layer, index, named, others=GROUPS["animals" if named != "animals" else "foods"])
+        for layer, names in enumerate(layers)
+        for index, named in enumerate(names)
+    )
+
+
+def _planted_gated_neurons() -> tuple[PlantedNeuron, ...]:
+    return (
+        _planted(0, 0, "colours", others=GROUPS["foods"], kind="both"),
+        _planted(0, 0, "animals", others=GROUPS["foods"], kind="both", polarity="-"),
+        _planted(0, 1, "tools", others=GROUPS["foods"]),
+        _planted(0, 2, "never", others=GROUPS["foods"]),
+        _planted(0, 3, "always", others=GROUPS["foods"]),
+    )
+
+
+def _planted(
+    layer: int,
+    neuron: int,
+    named: str | tuple[str, str],
+    *,
+    others: Sequence[str],
+    kind: Kind = "tokens",
+    polarity: str = "+",
+) -> PlantedNeuron:
+    tokens: tuple[str, ...] = ()
+    after = None
+    match named:
+        case "never":
+            kind, what = "never", _NOTHING
+        case "always":
+            kind, what = "always", _EVERYTHING
+        case (first, second):
+            kind, tokens, after = "after", (second,), first
+            what = f'{_quoted(tokens)} right after "{first}"'
+        case str():
+            tokens = GROUPS[named]
+            what = _quoted(tokens)
+    return PlantedNeuron(
+        layer=layer, neuron=neuron, what=what, wrong=_quoted(others), tokens=tokens, after=after, kind=kind, polarity=polarity
+    )
+
+
+def _quoted(tokens: Sequence[str]) -> str:
+    return f"the word{'s' if len(tokens) > 1 else ''} " + ", ".join(f'"{token}"' for token in tokens)
+
+
+def _vocabulary() -> list[str]:
+    """All words; the first stands for any other."""
+    paired = [word for pair in PAIRS for word in pair]
+    return list(dict.fromkeys(["<unk>", ".", *COMMON, *(word for group in GROUPS.values() for word in group), *paired]))
+
+
+def _undo_layer_norm(norm: "torch.nn.LayerNorm", *, ones: int) -> None:
+    """Weights that make the norm the identity on vectors of `ones` ones among zeros."""
+    mean = ones / norm.normalized_shape[0]
+    norm.weight.fill_(math.sqrt(mean - mean**2 + norm.eps))
+    norm.bias.fill_(mean)
+
+
+def _write(folder: Path, model: Any) -> None:
+    """The model as safetensors, and its tokenizer: one token for each word with the space before it, as GPT-2 has."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    spelled = {word if word in ("<unk>", ".") else f"Ġ{word}": index for index, word in enumerate(_vocabulary())}
+    tokenizer = Tokenizer(models.WordLevel(spelled, unk_token="<unk>"))  # noqa: S106 (no password)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    model.save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)  # noqa: S106
