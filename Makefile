@@ -33,7 +33,7 @@ types: .venv/.installed
 	.venv/bin/mypy
 
 clean:
-	rm -rf .venv .lock.venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find assets benchmarks explorer pipeline resources tests -name __pycache__ -prune -exec rm -rf {} +
 
 # A script of an environment holds the path where it was made, so a folder that was moved needs a new one, and so does
@@ -53,16 +53,20 @@ endif
 	.venv/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-# What pip finds today for all that this project can use, without the marks of a CPU build (`torch==2.13.0+cpu`).
+# What pip finds today for all that this project can use, without the marks of a CPU build (`torch==2.13.0+cpu`). Torch
+# is raised by hand: it decides the numbers, so a new version is tried on a CPU and on a GPU first.
+TORCH = 2.13.0
+
 lock:
-	$(call environment,.lock.venv)
-	.lock.venv/bin/python -m pip install --disable-pip-version-check hatchling editables
-	.lock.venv/bin/python -m pip install --disable-pip-version-check --no-build-isolation '.[capture,demo,test]'
-	sed -n '/^#/p' requirements.lock > .lock.venv/lock
-	.lock.venv/bin/python -m pip freeze --all --exclude pip --exclude neuronledger \
-		| grep -v -E '^(nvidia-|cuda-|triton==)' | sed 's/+.*//' >> .lock.venv/lock
-	mv .lock.venv/lock requirements.lock
-	rm -rf .lock.venv
+	$(call environment,build/lock)
+	build/lock/bin/python -m pip install --disable-pip-version-check hatchling editables
+	build/lock/bin/python -m pip install --disable-pip-version-check --no-build-isolation \
+		'.[capture,demo,test]' torch==$(TORCH)
+	build/lock/bin/python -m pip freeze --all --exclude pip --exclude neuronledger > build/lock/frozen
+	sed -n '/^#/p' requirements.lock > build/lock/requirements.lock
+	sed -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton==/d' -e 's/+.*//' build/lock/frozen >> build/lock/requirements.lock
+	mv build/lock/requirements.lock requirements.lock
+	rm -rf build/lock
 
 define environment
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -5,6 +5,7 @@ A range of layers is one run and one pass. Each layer still gets its own event a
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import dagster as dg
@@ -61,49 +62,58 @@ def define(project: Project) -> dg.AssetsDefinition:
         progress: dg.ResourceParam[Progress],
     ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
         layers = [parse_key(key)[0] for key in context.partition_keys]
-        steps = {
-            (table, layer): Step(
-                context, lake, project, table=table, code_version=CODE_VERSION, layer=layer, settings=settings(project)
-            )
-            for table in TABLES
-            for layer in layers
-        }
-        inputs = {key: (step.read("sequences"), step.read("subject_layers")) for key, step in steps.items()}
-        sequences = inputs[TABLES[0], layers[0]][0]
-        plan = streaming.plan(sequences)
-        reductions = _streamed(subject, plan, layers, seed=project.choices.seed, progress=progress)
-        findings: dict[str, list[Finding]] = {table: [] for table in TABLES}
-        for layer in layers:
-            captured = reductions.pop(layer).result()
-            fingerprint = inputs[TABLES[0], layer][1].item(0, "fingerprint")
-            corpus = steps[TABLES[0], layer].input_hash("sequences")
-            records = record_rows(captured, plan, sequences, fingerprint=fingerprint, seed=project.choices.seed)
-            rows = {
-                "activations": records,
-                "neuron_statistics": statistic_rows(captured, plan, fingerprint=fingerprint, corpus=corpus),
-                "token_associations": associations(
-                    captured,
-                    plan,
-                    records,
-                    sequences,
-                    weights=subject.token_weights(layer, corpus_tokens(plan).tolist()),
-                    fingerprint=fingerprint,
-                    corpus=corpus,
-                ),
+        with ExitStack() as stack:
+            steps = {
+                (table, layer): stack.enter_context(
+                    Step(
+                        context,
+                        lake,
+                        project,
+                        table=table,
+                        code_version=CODE_VERSION,
+                        layer=layer,
+                        settings=settings(project),
+                    )
+                )
+                for table in TABLES
+                for layer in layers
             }
-            n_neurons = project.n_neurons[layer]
-            for table in TABLES:
-                written = steps[table, layer].write(rows.pop(table))
-                parents = {"sequences": sequences} if table == "activations" else {}
-                found = check(table, written.rows, n_neurons=n_neurons, **parents)
-                if len(layers) == 1:
-                    yield written.result(found, extra=_numbers(written))
-                else:
-                    context.log_event(written.event(context, _numbers(written)))
-                    findings[table].extend(found)
-            progress("activations", layers.index(layer) + 1, len(layers), f"wrote layer {layer}")
-        if len(layers) > 1:
-            yield from over_layers(findings)
+            inputs = {key: (step.read("sequences"), step.read("subject_layers")) for key, step in steps.items()}
+            sequences = inputs[TABLES[0], layers[0]][0]
+            plan = streaming.plan(sequences)
+            reductions = _streamed(subject, plan, layers, seed=project.choices.seed, progress=progress)
+            findings: dict[str, list[Finding]] = {table: [] for table in TABLES}
+            for layer in layers:
+                captured = reductions.pop(layer).result()
+                fingerprint = inputs[TABLES[0], layer][1].item(0, "fingerprint")
+                corpus = steps[TABLES[0], layer].input_hash("sequences")
+                records = record_rows(captured, plan, sequences, fingerprint=fingerprint, seed=project.choices.seed)
+                rows = {
+                    "activations": records,
+                    "neuron_statistics": statistic_rows(captured, plan, fingerprint=fingerprint, corpus=corpus),
+                    "token_associations": associations(
+                        captured,
+                        plan,
+                        records,
+                        sequences,
+                        weights=subject.token_weights(layer, corpus_tokens(plan).tolist()),
+                        fingerprint=fingerprint,
+                        corpus=corpus,
+                    ),
+                }
+                n_neurons = project.n_neurons[layer]
+                for table in TABLES:
+                    written = steps[table, layer].write(rows.pop(table))
+                    parents = {"sequences": sequences} if table == "activations" else {}
+                    found = check(table, written.rows, n_neurons=n_neurons, **parents)
+                    if len(layers) == 1:
+                        yield written.result(found, extra=_numbers(written))
+                    else:
+                        context.log_event(written.event(context, layer, _numbers(written)))
+                        findings[table].extend(found)
+                progress("activations", layers.index(layer) + 1, len(layers), f"wrote layer {layer}")
+            if len(layers) > 1:
+                yield from over_layers(findings)
 
     return capture
 

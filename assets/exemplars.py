@@ -19,9 +19,9 @@ def make(
     context: dg.AssetExecutionContext, lake: Lake, project: Project, *, layer: int, neuron: int | None = None
 ) -> tuple[Written, list[Any], dict[str, Any]]:
     """Choose the exemplars of a layer, or of one neuron of it."""
-    step = Step(context, lake, project, table="exemplars", code_version=CODE_VERSION, layer=layer, neuron=neuron)
-    sequences = step.read("sequences")
-    written = step.write(chosen(step.read("activations"), sequences))
+    with Step(context, lake, project, table="exemplars", code_version=CODE_VERSION, layer=layer, neuron=neuron) as step:
+        sequences = step.read("sequences")
+        written = step.write(chosen(step.read("activations"), sequences))
     shown = written.rows.filter(pl.col("split") == "explain")
     numbers = {
         "data/shown": len(shown),

@@ -42,19 +42,21 @@ def make(
     neuron: int | None = None,
 ) -> tuple[Written, list[Any], dict[str, Any]]:
     """Explain the neurons of a layer, or one of them."""
-    step = Step(
+    with Step(
         context, lake, project, table="explanations", code_version=CODE_VERSION, layer=layer, neuron=neuron,
         settings=settings(project),
-    )  # fmt: skip
-    sequences, exemplars = step.read("sequences"), step.read("exemplars")
-    dead = step.read("neuron_statistics").select("layer", "neuron", "dead")
-    rows = baseline_rows(step.read("token_associations"), exemplars, token_texts(sequences), dead=dead)
-    usage = Usage()
-    if (model := project.choices.explainer) is not None:
-        asked = written_by_model.requests(rows, exemplars, display(sequences), model=model, seed=project.choices.seed)
-        replies, usage = language.answer([request for _, request in asked], run_id=step.run_id)
-        rows = pl.concat([rows.select(sorted(rows.columns)), written_by_model.rows(asked, replies, rows, exemplars, model=model).select(sorted(rows.columns))])  # fmt: skip
-    written = step.write(rows, usage=usage)
+    ) as step:  # fmt: skip
+        sequences, exemplars = step.read("sequences"), step.read("exemplars")
+        dead = step.read("neuron_statistics").select("layer", "neuron", "dead")
+        rows = baseline_rows(step.read("token_associations"), exemplars, token_texts(sequences), dead=dead)
+        usage = Usage()
+        if (model := project.choices.explainer) is not None:
+            asked = written_by_model.requests(
+                rows, exemplars, display(sequences), model=model, seed=project.choices.seed
+            )
+            replies, usage = language.answer([request for _, request in asked], run_id=step.run_id)
+            rows = pl.concat([rows.select(sorted(rows.columns)), written_by_model.rows(asked, replies, rows, exemplars, model=model).select(sorted(rows.columns))])  # fmt: skip
+        written = step.write(rows, usage=usage)
     numbers: dict[str, Any] = {"neurons/explained": written.rows.drop_nulls("text").get_column("neuron").n_unique()}
     reasons = written.rows.drop_nulls("missing_because").group_by("missing_because").len().sort("missing_because")
     numbers |= {f"missing/{reason}": count for reason, count in reasons.iter_rows()}

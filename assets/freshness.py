@@ -11,7 +11,7 @@ its record holds is the key of today, and all that it was made from is fresh too
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
@@ -53,6 +53,10 @@ class Hop:
     inputs: tuple[str, ...]
 
 
+WORTH_ASKING_AGAIN = ("timeout", "rate_limited", "server_error", "not_requested")
+"""Reasons for a missing answer that may be gone tomorrow; the others come with the reply, and replies are kept."""
+
+
 def _nothing(_: Project) -> Mapping[str, Any]:
     return {}
 
@@ -78,12 +82,11 @@ HOPS: dict[str, Hop] = {
 
 def states(lake: Lake, project: Project, outside: Outside, *, layers: Sequence[int]) -> list[State]:
     """The state of `sequences` and of every table of the layers given, in the order of the hops."""
-    records = _Records(lake)
-    found: dict[tuple[str, int | None], State] = {}
-    for table, hop in HOPS.items():
+    comparison = _Comparison(_Records(lake), project, outside)
+    for table in HOPS:
         for layer in layers if TABLES[table].by_layer else (None,):
-            found[table, layer] = _state(table, layer, hop, records, found, project, outside)
-    return list(found.values())
+            comparison.look(table, layer)
+    return list(comparison.found.values())
 
 
 class _Records:
@@ -130,64 +133,62 @@ class _Records:
             yield self._current[table, layer]
 
 
-def _state(
-    table: str,
-    layer: int | None,
-    hop: Hop,
-    records: _Records,
-    found: Mapping[tuple[str, int | None], State],
-    project: Project,
-    outside: Outside,
-) -> State:
-    record = records.whole(table, layer)
-    if failure := records.failure(table, layer):
-        return State(table, layer, "failed", failure["error"] or "")
-    if record is None:
-        return State(table, layer, "missing")
-    recomputed = tuple(sorted(records.recomputed(table, layer)))
-    for cause in _causes(layer, hop, record, records, found, project, _outside(table, layer, outside)):
-        return State(table, layer, "stale", cause, recomputed)
-    for parent in hop.inputs:
-        parents = records.recomputed(parent, layer)
-        own = records.recomputed(table, layer)
-        late = sorted(
-            neuron
-            for neuron, row in parents.items()
-            if row["finished_at"] > (own[neuron] if neuron in own else record)["finished_at"]
-            and _differs(record, parent, records, layer)
-        )
-        if late:
-            return State(table, layer, "stale", f"{parent} of neuron {layer}:{late[0]} was recomputed", recomputed)
-    return State(table, layer, "fresh", "", recomputed)
+@dataclass
+class _Comparison:
+    """The records of a lake against today, one slice after the other in the order of the hops."""
 
+    records: _Records
+    project: Project
+    outside: Outside
+    found: dict[tuple[str, int | None], State] = field(default_factory=dict)
 
-def _causes(
-    layer: int | None,
-    hop: Hop,
-    record: Mapping[str, Any],
-    records: _Records,
-    found: Mapping[tuple[str, int | None], State],
-    project: Project,
-    outside: Mapping[str, str],
-) -> Iterator[str]:
-    """Why a slice is stale, the first cause first; nothing if it is fresh."""
-    code = json.loads(record["code"]).get("code_version")
-    if code != hop.code_version:
-        yield f"its code changed from version {code} to {hop.code_version}"
-    before, now = json.loads(record["settings"]), dict(hop.settings(project))
-    for name in sorted({*before, *now}):
-        if before.get(name) != now.get(name):
-            yield f"setting `{name}` changed from {before.get(name)} to {now.get(name)}"
-    inputs = {name: entry["content_hash"] for name, entry in json.loads(record["inputs"]).items()}
-    for name, content in outside.items():
-        if inputs.get(name) != content:
-            yield f"the {name} changed"
-    for parent in hop.inputs:
-        at = layer if TABLES[parent].by_layer else None
-        if found[parent, at].status != "fresh":
-            yield f"{parent} is {found[parent, at].status}"
-        elif inputs.get(parent) not in set(records.contents(parent, at)):
-            yield f"{parent} changed"
+    def look(self, table: str, layer: int | None) -> None:
+        """Find the state of one slice; those of all slices that it is made from are known."""
+        self.found[table, layer] = self._state(table, layer)
+
+    def _state(self, table: str, layer: int | None) -> State:
+        record = self.records.whole(table, layer)
+        if failure := self.records.failure(table, layer):
+            return State(table, layer, "failed", failure["error"] or "")
+        if record is None:
+            return State(table, layer, "missing")
+        recomputed = self.records.recomputed(table, layer)
+        for cause in (*self._causes(table, layer, record), *self._late(table, layer, record)):
+            return State(table, layer, "stale", cause, tuple(sorted(recomputed)))
+        return State(table, layer, "fresh", "", tuple(sorted(recomputed)))
+
+    def _causes(self, table: str, layer: int | None, record: Mapping[str, Any]) -> Iterator[str]:
+        """Why a slice is stale, the first cause first; nothing if it is fresh."""
+        hop = HOPS[table]
+        code = json.loads(record["code"]).get("code_version")
+        if code != hop.code_version:
+            yield f"its code changed from version {code} to {hop.code_version}"
+        before, now = json.loads(record["settings"]), dict(hop.settings(self.project))
+        for name in sorted({*before, *now}):
+            if before.get(name) != now.get(name):
+                yield f"setting `{name}` changed from {before.get(name)} to {now.get(name)}"
+        for reason, count in json.loads(record["usage"]).get("failures", {}).items():
+            if reason in WORTH_ASKING_AGAIN:
+                yield f"{count} answers are missing ({reason})"
+        inputs = {name: entry["content_hash"] for name, entry in json.loads(record["inputs"]).items()}
+        for name, content in _outside(table, layer, self.outside).items():
+            if inputs.get(name) != content:
+                yield f"the {name} changed"
+        for parent in hop.inputs:
+            at = layer if TABLES[parent].by_layer else None
+            if self.found[parent, at].status != "fresh":
+                yield f"{parent} is {self.found[parent, at].status}"
+            elif inputs.get(parent) not in set(self.records.contents(parent, at)):
+                yield f"{parent} changed"
+
+    def _late(self, table: str, layer: int | None, record: Mapping[str, Any]) -> Iterator[str]:
+        """Neurons whose parent was recomputed alone after this table's rows of them, with another outcome."""
+        own = self.records.recomputed(table, layer)
+        for parent in HOPS[table].inputs:
+            for neuron, row in sorted(self.records.recomputed(parent, layer).items()):
+                later = row["finished_at"] > own.get(neuron, record)["finished_at"]
+                if later and _differs(record, parent, self.records, layer):
+                    yield f"{parent} of neuron {layer}:{neuron} was recomputed"
 
 
 def _differs(record: Mapping[str, Any], parent: str, records: _Records, layer: int | None) -> bool:
@@ -208,6 +209,12 @@ def summary(found: Sequence[State]) -> pl.DataFrame:
     """The states as a table, for people and for `--json`."""
     return pl.DataFrame(
         [(s.table, s.layer, s.status, s.cause, list(s.recomputed)) for s in found],
-        schema={"table": pl.String, "layer": pl.Int32, "status": pl.String, "cause": pl.String, "recomputed": pl.List(pl.Int32)},
+        schema={
+            "table": pl.String,
+            "layer": pl.Int32,
+            "status": pl.String,
+            "cause": pl.String,
+            "recomputed": pl.List(pl.Int32),
+        },
         orient="row",
     )

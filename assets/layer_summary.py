@@ -1,7 +1,6 @@
 """The asset `layer_summary`: all layers side by side, with the plots that assets partitioned by layer cannot show."""
 
 import base64
-from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -32,13 +31,19 @@ def define() -> dg.AssetsDefinition:
             lake.scan("scores").select("layer", "neuron", "method", "scorer", "split", "value").collect(),
         )
         rows = by_layer(*tables)
-        medians = {name.removesuffix(" median"): rows.get_column(name).to_list() for name in rows.columns if "median" in name}
+        medians = {
+            name.removesuffix(" median"): rows.get_column(name).to_list() for name in rows.columns if "median" in name
+        }
         labels = [layer_key(layer) for layer in rows.get_column("layer")]
-        plot = base64.b64encode(bars("Median score of each layer (ev_correlation, top and random)", medians, labels).encode())
+        plot = base64.b64encode(
+            bars("Median score of each layer (ev_correlation, top and random)", medians, labels).encode()
+        )
         return dg.MaterializeResult(
             data_version=dg.DataVersion(frame_hash(rows, key=["layer"])),
             metadata={
-                "plot": dg.MetadataValue.md(f"![Median score of each layer](data:image/svg+xml;base64,{plot.decode()})"),
+                "plot": dg.MetadataValue.md(
+                    f"![Median score of each layer](data:image/svg+xml;base64,{plot.decode()})"
+                ),
                 "layers": dg.MetadataValue.md(_table(rows)),
                 "dagster/row_count": len(rows),
                 "neurons/captured": int(rows.get_column("captured").sum()),

@@ -53,6 +53,10 @@ def materialize(
     )
     if not result.success:
         raise failure(result)
+    if skipped := [
+        str(event.step_key) for event in result.all_events if event.event_type == dg.DagsterEventType.STEP_SKIPPED
+    ]:
+        raise NeuronLedgerError(f"{', '.join(skipped)} not made: {_failed_checks(result)}")
     return result
 
 
@@ -65,6 +69,12 @@ def failure(result: dg.ExecuteInProcessResult) -> NeuronLedgerError:
                 error = error.cause
             return NeuronLedgerError(f"{event.step_key}: {error.message.strip()}")
     return NeuronLedgerError(f"run {result.run_id} failed; see it in the Dagster UI")
+
+
+def _failed_checks(result: dg.ExecuteInProcessResult) -> str:
+    failed = [check for check in result.get_asset_check_evaluations() if not check.passed]
+    said = (f"{check.asset_key.to_user_string()}.{check.check_name} ({check.description})" for check in failed)
+    return f"blocked by failed checks: {'; '.join(said)}" if failed else "an asset before it gave no output"
 
 
 def contiguous(layers: Sequence[int]) -> list[list[int]]:

@@ -10,7 +10,8 @@ from assets.spec import checks, described
 from assets.step import Step, Written
 from pipeline.checks import check
 from pipeline.ports import Lake
-from pipeline.scores import FORMULA_VERSION, RESAMPLES, scores as scored
+from pipeline.scores import FORMULA_VERSION, RESAMPLES
+from pipeline.scores import scores as scored
 
 CODE_VERSION = f"1.{FORMULA_VERSION}"
 
@@ -24,12 +25,12 @@ def make(
     context: dg.AssetExecutionContext, lake: Lake, project: Project, *, layer: int, neuron: int | None = None
 ) -> tuple[Written, list[Any], dict[str, Any]]:
     """Score the simulations of a layer, or of one neuron of it."""
-    step = Step(
+    with Step(
         context, lake, project, table="scores", code_version=CODE_VERSION, layer=layer, neuron=neuron,
         settings=settings(project),
-    )  # fmt: skip
-    simulations, explanations = step.read("simulations", may_be_empty=True), step.read("explanations")
-    written = step.write(scored(simulations, explanations, seed=project.choices.seed))
+    ) as step:  # fmt: skip
+        simulations, explanations = step.read("simulations", may_be_empty=True), step.read("explanations")
+        written = step.write(scored(simulations, explanations, seed=project.choices.seed))
     findings = check(
         "scores", written.rows, simulations=simulations, explanations=explanations, seed=project.choices.seed
     )

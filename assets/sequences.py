@@ -32,19 +32,19 @@ def define(project: Project) -> dg.AssetsDefinition:
         lake: dg.ResourceParam[Lake],
         progress: dg.ResourceParam[Progress],
     ) -> dg.MaterializeResult:
-        step = Step(
+        with Step(
             context, lake, project, table="sequences", code_version=CODE_VERSION, settings=settings(project)
-        )
-        step.note("corpus", content=corpus.fingerprint())
-        step.note("tokenizer", content=subject.tokenizer_hash())
-        made = windows(
-            _heard(corpus, progress),
-            subject.tokenize,
-            length=min(project.choices.length, subject.max_tokens()),
-            limit=project.choices.windows,
-            seed=project.choices.seed,
-        )
-        written = step.write(made.frame)
+        ) as step:
+            step.note("corpus", content=corpus.fingerprint())
+            step.note("tokenizer", content=subject.tokenizer_hash())
+            made = windows(
+                _heard(corpus, progress),
+                subject.tokenize,
+                length=min(project.choices.length, subject.max_tokens()),
+                limit=project.choices.windows,
+                seed=project.choices.seed,
+            )
+            written = step.write(made.frame)
         return written.result(
             check("sequences", written.rows),
             extra={

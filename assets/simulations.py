@@ -39,20 +39,20 @@ def make(
     neuron: int | None = None,
 ) -> tuple[Written, list[Any], dict[str, Any]]:
     """Simulate the explanations of a layer, or of one neuron of it."""
-    step = Step(
+    with Step(
         context, lake, project, table="simulations", code_version=CODE_VERSION, layer=layer, neuron=neuron,
         settings=settings(project),
-    )  # fmt: skip
-    explanations, exemplars = step.read("explanations"), step.read("exemplars")
-    rows = baseline_rows(explanations, exemplars, step.read("token_associations"))
-    usage = Usage()
-    if (model := project.choices.simulator) is not None:
-        texts = display(step.read("sequences"))
-        asked = played_by_model.requests(explanations, exemplars, texts, model=model, seed=project.choices.seed)
-        replies, usage = language.answer([request for _, request in asked], run_id=step.run_id)
-        played = played_by_model.rows(asked, replies, explanations, exemplars, model=model)
-        rows = pl.concat([rows.select(sorted(rows.columns)), played.select(sorted(rows.columns))])
-    written = step.write(rows, usage=usage)
+    ) as step:  # fmt: skip
+        explanations, exemplars = step.read("explanations"), step.read("exemplars")
+        rows = baseline_rows(explanations, exemplars, step.read("token_associations"))
+        usage = Usage()
+        if (model := project.choices.simulator) is not None:
+            texts = display(step.read("sequences"))
+            asked = played_by_model.requests(explanations, exemplars, texts, model=model, seed=project.choices.seed)
+            replies, usage = language.answer([request for _, request in asked], run_id=step.run_id)
+            played = played_by_model.rows(asked, replies, explanations, exemplars, model=model)
+            rows = pl.concat([rows.select(sorted(rows.columns)), played.select(sorted(rows.columns))])
+        written = step.write(rows, usage=usage)
     numbers = {
         "data/simulations": len(written.rows),
         "data/simulations_missing": written.rows.get_column("expected").null_count(),

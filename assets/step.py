@@ -1,12 +1,12 @@
 """A step: one slice of one table being made, and the record that lets anyone check it later.
 
-    step = Step(context, lake, project, table="scores", layer=5)
-    simulations = step.read("simulations")
-    written = step.write(scores(simulations, ...))
+    with Step(context, lake, project, table="scores", layer=5) as step:
+        simulations = step.read("simulations")
+        written = step.write(scores(simulations, ...))
 
 The step hashes what it reads, so the record names its inputs by content. It writes the rows, then a line of the
 table `materializations`, then tells Dagster: killed at any point, the next run sees an unfinished step and makes it
-again.
+again. An error inside leaves a line that says why.
 """
 
 import hashlib
@@ -56,6 +56,7 @@ class Step:
         self._project = project
         self._inputs: dict[str, dict[str, Any]] = {}
         self._started = datetime.now(UTC)
+        self._is_written = False
 
     @property
     def run_id(self) -> str:
@@ -111,18 +112,27 @@ class Step:
             rows,
             layer=self.layer,
             neurons=None if self.neuron is None else [self.neuron],
-            record={name: value for name, value in record.items() if name not in ("started_at", "finished_at", "version")},
+            record={
+                name: value for name, value in record.items() if name not in ("started_at", "finished_at", "version")
+            },
             commit_uuid=record["commit_uuid"],
             # A dead neuron has no simulations, and they must be able to vanish when it dies.
             allow_empty=self.table.name == "simulations",
         )
         add_record(self._lake, {**record, "version": commit.version})
+        self._is_written = True
         return Written(self, commit, content=content, rows=rows, usage=usage or Usage(), inputs=dict(self._inputs))
 
-    def fail(self, error: BaseException) -> None:
-        """Record that this slice could not be made, and why."""
+    def __enter__(self) -> "Step":
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Record that this slice could not be made, and why, unless it was written before the error."""
+        if error is None or self._is_written or isinstance(error, GeneratorExit):
+            return
+        said = str(error.description if isinstance(error, dg.Failure) else error)
         record = self._record(content=None, rows=0, usage=Usage())
-        add_record(self._lake, {**record, "status": "failed", "error": f"{type(error).__name__}: {error}"[:2000]})
+        add_record(self._lake, {**record, "status": "failed", "error": f"{type(error).__name__}: {said}"[:2000]})
 
     def _record(self, *, content: str | None, rows: int, usage: Usage) -> dict[str, Any]:
         return {
@@ -204,9 +214,10 @@ class Written:
             check_results=[check_result(asset, finding) for finding in findings],
         )
 
-    def event(self, context: dg.AssetExecutionContext, extra: Mapping[str, Any] | None = None) -> dg.AssetMaterialization:
+    def event(
+        self, context: dg.AssetExecutionContext, layer: int, extra: Mapping[str, Any] | None = None
+    ) -> dg.AssetMaterialization:
         """The event of one partition in a run that makes several, with its own data version."""
-        assert self.step.layer is not None
         name = self.step.table.name
         tags = {
             DATA_VERSION_TAG: self.content,
@@ -214,9 +225,9 @@ class Written:
             CODE_VERSION_TAG: self.step.code_version,
         }
         for parent in context.assets_def.asset_deps[dg.AssetKey(name)]:
-            tags |= _input_tags(context, parent, layer_key(self.step.layer))
+            tags |= _input_tags(context, parent, layer_key(layer))
         return dg.AssetMaterialization(
-            asset_key=name, partition=layer_key(self.step.layer), metadata=self.metadata(extra), tags=tags
+            asset_key=name, partition=layer_key(layer), metadata=self.metadata(extra), tags=tags
         )
 
 
@@ -242,8 +253,6 @@ def over_layers(findings: Mapping[str, list[Finding]]) -> Iterator[dg.AssetCheck
             if failed:
                 said += f"; the first that failed: {failed[0].said}"
             yield check_result(table, Finding(name, not failed, said, (failed or same)[0].numbers))
-
-
 
 
 def preview(rows: pl.DataFrame) -> dg.TableMetadataValue:
@@ -298,5 +307,3 @@ def _input_tags(context: dg.AssetExecutionContext, parent: dg.AssetKey, partitio
                 f"dagster/input_event_pointer/{parent.to_user_string()}": str(record[0].storage_id),
             }
     return {}
-
-

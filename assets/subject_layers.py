@@ -5,7 +5,6 @@ activations were made from.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -36,7 +35,9 @@ def define(project: Project) -> dg.AssetsDefinition:
         ],
         check_specs=checks("subject_layers"),
         partitions_def=project.layers,
-        backfill_policy=dg.BackfillPolicy.single_run(),
+        # One run for all layers, but never the run of `activations`: Dagster skips what follows an asset that logs
+        # its own events, and it joins assets in a run only if their policies are equal.
+        backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=100_000),
     )
     def subject_layers(
         context: dg.AssetExecutionContext, subject: dg.ResourceParam[SubjectModel], lake: dg.ResourceParam[Lake]
@@ -66,7 +67,7 @@ def define(project: Project) -> dg.AssetsDefinition:
             if single:
                 yield written.result(findings, extra=extra)
             else:
-                context.log_event(written.event(context, extra))
+                context.log_event(written.event(context, layer, extra))
         if not single:
             yield from over_layers({"subject_layers": findings})
 

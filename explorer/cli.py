@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -64,6 +65,8 @@ def main() -> None:
     # Dagster and the model libraries report through logging and bars; what matters here is said by this command.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
+    # Dagster calls parts beta that we use on purpose; a user can do nothing about it.
+    warnings.filterwarnings("ignore", message=r".*is currently in (beta|preview)")
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
 
 
@@ -73,9 +76,8 @@ def main() -> None:
 def demo(**flags: Any) -> None:
     """The whole pipeline on a model and texts that are installed with it: no key, no GPU, no network."""
     settings = load(**{**flags, "subject": "demo", "corpus": "demo"})
-    layers = _run(settings, layers=None)
-    if layers is not None:
-        _finished(settings)
+    _run(settings, layers=None)
+    _finished(settings)
 
 
 @main.command()
@@ -90,7 +92,8 @@ def run(wanted: str | None, neurons: str | None, **flags: Any) -> None:
         if wanted is not None:
             raise SettingsError("give either --layers or --neurons, not both")
         _recompute(settings, neurons)
-    elif (layers := _run(settings, layers=wanted)) is not None:
+    else:
+        _run(settings, layers=wanted)
         _finished(settings)
 
 
@@ -147,7 +150,9 @@ def init(force: bool) -> None:  # noqa: FBT001 (click passes flags by name)
     path = Path.cwd() / FILE
     if path.exists() and not force:
         raise SettingsError(f"{path} is there already; give --force to replace it")
-    lines = ["# Settings of Neuron Ledger. A flag or an environment variable (NEURONLEDGER_SUBJECT, ...) goes before them."]
+    lines = [
+        "# Settings of Neuron Ledger. A flag or an environment variable (NEURONLEDGER_SUBJECT, ...) goes before them."
+    ]
     for name, field in Settings.model_fields.items():
         value = json.dumps(field.default) if field.default is not None else '""'
         lines += ["", f"# {field.description}", f"# {name} = {value}"]
@@ -193,8 +198,8 @@ def layer_range(text: str | None, n_layers: int) -> list[int]:
     return sorted(layers)
 
 
-def _run(settings: Settings, *, layers: str | None) -> list[int] | None:
-    """Make what is not fresh, and say so. The layers that were asked for, or None if nothing could be made."""
+def _run(settings: Settings, *, layers: str | None) -> None:
+    """Make what is not fresh, and say so; exit if anything failed."""
     from assets.definitions import build, open_lake, open_project, open_subject
     from assets.run import Runner
     from explorer.terminal import TerminalProgress
@@ -214,7 +219,6 @@ def _run(settings: Settings, *, layers: str | None) -> list[int] | None:
     if not outcome.made and not outcome.failed:
         click.echo("Everything is fresh: nothing was recomputed.")
     _stop_if_failed(outcome)
-    return wanted
 
 
 def _recompute(settings: Settings, names: str) -> None:
@@ -229,7 +233,9 @@ def _recompute(settings: Settings, names: str) -> None:
     neurons = list(dict.fromkeys(parse(name.strip()) for name in names.split(",")))
     for layer, neuron in neurons:
         if layer >= len(project.n_neurons):
-            raise SettingsError(f"the subject has layers 0 to {len(project.n_neurons) - 1}; there is no {layer}:{neuron}")
+            raise SettingsError(
+                f"the subject has layers 0 to {len(project.n_neurons) - 1}; there is no {layer}:{neuron}"
+            )
         if neuron >= project.n_neurons[layer]:
             raise SettingsError(
                 f"layer {layer} has neurons 0 to {project.n_neurons[layer] - 1}; there is no {layer}:{neuron}"
@@ -295,12 +301,16 @@ def _finished(settings: Settings) -> None:
     scores = (
         lake.scan("scores")
         .filter(MAIN)
-        .select("layer", "neuron", "polarity", "explanation_id", "method", "scorer", "split", "value", "ci_low", "ci_high")
+        .select(
+            "layer", "neuron", "polarity", "explanation_id", "method", "scorer", "split", "value", "ci_low", "ci_high"
+        )
         .collect()
     )
     console.print()
     console.print(terminal.layers(statistics, explanations, scores))
-    console.print("\n[bold]How well tokens alone predict a neuron[/] (correlation with the true activations, texts never shown)")
+    console.print(
+        "\n[bold]How well tokens alone predict a neuron[/] (correlation with the true activations, texts never shown)"
+    )
     for method in scores.get_column("method").unique().sort():
         console.print(terminal.score_distribution(scores, method))
     top = best(scores, explanations)
@@ -333,5 +343,3 @@ def _console() -> Console:
     """Standard output; a wide line where it is no terminal, so that nothing is cut."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=160)
-
-

@@ -161,7 +161,9 @@ def _said(explanations: pl.DataFrame, scores: pl.DataFrame) -> list[Said]:
     return sorted(found, key=lambda said: -(main.get(said.explanation_id) or -2.0))
 
 
-def _tokens(associations: pl.DataFrame, words: dict[int, str], polarity: str, *, count: int = 12) -> list[dict[str, Any]]:
+def _tokens(
+    associations: pl.DataFrame, words: dict[int, str], polarity: str, *, count: int = 12
+) -> list[dict[str, Any]]:
     """The tokens with the highest mean activation that occur often enough to say so."""
     rows = associations.select("token_ids", "counts", "means").explode("token_ids", "counts", "means").drop_nulls()
     if rows.is_empty():
@@ -206,7 +208,9 @@ def _chain(lake: Lake, layer: int, neuron: int) -> list[dict[str, Any]]:
 
 
 def _not_there(lake: Lake, layer: int, neuron: int) -> str:
-    sites = lake.scan("neuron_statistics").select("layer", "neuron").group_by("layer").agg(pl.col("neuron").max()).collect()
+    sites = (
+        lake.scan("neuron_statistics").select("layer", "neuron").group_by("layer").agg(pl.col("neuron").max()).collect()
+    )
     if sites.is_empty():
         return f"the lake {lake.uri} has no neurons yet; run `neuronledger run` first"
     last = dict(sites.iter_rows())

@@ -21,7 +21,12 @@ from pipeline.summary import best, by_layer, distribution
 AROUND = 14
 """Tokens shown on each side of the strongest one where there is little room."""
 
-SYMBOLS = {"fresh": "[green]fresh[/]", "stale": "[yellow]stale[/]", "missing": "[dim]missing[/]", "failed": "[red]failed[/]"}
+SYMBOLS = {
+    "fresh": "[green]fresh[/]",
+    "stale": "[yellow]stale[/]",
+    "missing": "[dim]missing[/]",
+    "failed": "[red]failed[/]",
+}
 
 
 class TerminalProgress:
@@ -87,7 +92,9 @@ def excerpt(shown: Excerpt, *, around: int | None = None, colour: bool = True) -
             # From a pale to a strong green; black on it keeps a contrast above 7 to 1 at both ends.
             text.append(words, style=f"black on rgb({225 - 14 * scaled},{246 - 4 * scaled},{225 - 14 * scaled})")
         else:
-            text.append(words if scaled < 5 else f"«{words.strip()}»" if words == words.strip() else f" «{words.strip()}»")
+            text.append(
+                words if scaled < 5 else f"«{words.strip()}»" if words == words.strip() else f" «{words.strip()}»"
+            )
     if last < len(shown.tokens):
         text.append(" …")
     return text
@@ -101,7 +108,9 @@ def layers(statistics: pl.DataFrame, explanations: pl.DataFrame, scores: pl.Data
     for name in rows.columns[1:]:
         table.add_column(name, justify="right")
     for row in rows.iter_rows():
-        table.add_row(*("-" if cell is None else f"{cell:.3f}" if isinstance(cell, float) else f"{cell:,}" for cell in row))
+        table.add_row(
+            *("-" if cell is None else f"{cell:.3f}" if isinstance(cell, float) else f"{cell:,}" for cell in row)
+        )
     return table
 
 
@@ -186,13 +195,20 @@ def _side(side: Side, *, colour: bool, named: bool) -> list[RenderableType]:
     title = f"\nexplanations, polarity {side.polarity}" if named else "\nexplanations"
     parts: list[RenderableType] = [Text(title, style="bold")]
     for said in side.explanations:
-        parts.append(Text.assemble((said.method, "cyan"), "" if said.explainer == "none" else f" by {harmless(said.explainer)}"))
+        parts.append(
+            Text.assemble((said.method, "cyan"), "" if said.explainer == "none" else f" by {harmless(said.explainer)}")
+        )
         words = harmless(said.text) if said.text is not None else f"none, because {said.missing_because}"
         parts.append(Padding(Text(words, style="" if said.text is not None else "yellow"), (0, 0, 0, 4)))
         parts.append(Padding(_scores(said), (0, 0, 0, 4)))
     if side.tokens:
-        words = ", ".join(f"{harmless(token['text']).strip()!r} {token['mean']:.3g} ({token['count']}x)" for token in side.tokens)
-        parts += [Text("\ntokens with the highest mean activation, on documents that are not scored", style="bold"), Text(words)]
+        words = ", ".join(
+            f"{harmless(token['text']).strip()!r} {token['mean']:.3g} ({token['count']}x)" for token in side.tokens
+        )
+        parts += [
+            Text("\ntokens with the highest mean activation, on documents that are not scored", style="bold"),
+            Text(words),
+        ]
     for split, title in (("explain", "shown to explainers"), ("score", "scored, never shown")):
         chosen = [shown for shown in side.excerpts if shown.split == split]
         if not chosen:
@@ -200,7 +216,9 @@ def _side(side: Side, *, colour: bool, named: bool) -> list[RenderableType]:
         parts.append(Text(f"\nexcerpts {title}", style="bold"))
         for shown in sorted(chosen, key=lambda one: (one.stratum != "top", one.rank)):
             strongest = max(shown.activations) if side.polarity == "+" else min(shown.activations)
-            parts.append(Text(f"{shown.stratum} {shown.rank}  {strongest:.3g}  {harmless(shown.document_id)}", style="dim"))
+            parts.append(
+                Text(f"{shown.stratum} {shown.rank}  {strongest:.3g}  {harmless(shown.document_id)}", style="dim")
+            )
             parts.append(Padding(excerpt(shown, colour=colour), (0, 0, 0, 4)))
     return parts
 
@@ -214,7 +232,12 @@ def _scores(said: Said) -> Table:
             interval = "" if score["ci_low"] is None else f" [{score['ci_low']:.3f}, {score['ci_high']:.3f}]"
             value = f"{score['value']:.3f}{interval}"
         failed = f", {score['n_failed']} failed" if score["n_failed"] else ""
-        table.add_row(score["scorer"], score["split"], value, f"{score['n_sequences']} sequences, {score['n_tokens']} tokens{failed}")
+        table.add_row(
+            score["scorer"],
+            score["split"],
+            value,
+            f"{score['n_sequences']} sequences, {score['n_tokens']} tokens{failed}",
+        )
     return table
 
 

@@ -24,7 +24,9 @@ PER_STRATUM = 4
 """Records kept of each of q0 to q4."""
 
 
-def activations(capture: LayerCapture, plan: Plan, sequences: pl.DataFrame, *, fingerprint: str, seed: int) -> pl.DataFrame:
+def activations(
+    capture: LayerCapture, plan: Plan, sequences: pl.DataFrame, *, fingerprint: str, seed: int
+) -> pl.DataFrame:
     """The `activations` rows of one layer, without `run_id`.
 
     `sequences` is the table that the plan was made from. `seed` chooses among windows of a quantile stratum.

@@ -60,7 +60,9 @@ def associations(
         frames.append(_rows(np.unique(np.concatenate(kept)), tokens, counts, means, weights, polarity, neurons))
     frame = pl.concat(frames).with_columns(
         pl.lit(capture.layer, pl.Int32).alias("layer"),
-        pl.Series(np.nan_to_num(capture.open_mean).astype(np.float32)).gather(pl.concat(frames)["neuron"]).alias("fallback"),
+        pl.Series(np.nan_to_num(capture.open_mean).astype(np.float32))
+        .gather(pl.concat(frames)["neuron"])
+        .alias("fallback"),
     )
     made_from = frame.select("layer", "neuron", "polarity").with_columns(
         pl.Series("tokens", list_hashes(frame.get_column("token_ids")))
@@ -100,7 +102,7 @@ def _highest(strength: NDArray[np.float32]) -> NDArray[np.int64]:
     return (neuron.astype(np.int64) * len(strength) + token)[real]
 
 
-def _rows(
+def _rows(  # noqa: PLR0917 (private, and each is another kind of array)
     codes: NDArray[np.int64],
     tokens: NDArray[np.int32],
     counts: NDArray[np.int64],
@@ -119,12 +121,13 @@ def _rows(
             "weights": np.zeros(len(codes), np.float32) if weights is None else weights[token, neuron],
         }
     )
-    lists = rows.group_by("neuron", maintain_order=True).agg(pl.all())
-    empty = {name: [] for name in ("token_ids", "counts", "means", "weights")}
-    absent = np.setdiff1d(np.arange(neurons, dtype=np.int32), neuron.astype(np.int32))
-    lists = pl.concat(
-        [lists, *(pl.DataFrame({"neuron": [n], **{k: [v] for k, v in empty.items()}}, schema=lists.schema) for n in absent)]
-    ).sort("neuron")
+    lists = (
+        pl.DataFrame({"neuron": np.arange(neurons, dtype=np.int32)})
+        .join(
+            rows.group_by("neuron", maintain_order=True).agg(pl.all()), on="neuron", how="left", maintain_order="left"
+        )
+        .with_columns(pl.exclude("neuron").fill_null([]))
+    )
     if weights is None:
         lists = lists.with_columns(pl.lit(None, pl.List(pl.Float32)).alias("weights"))
     return lists.with_columns(pl.lit(polarity).alias("polarity"))

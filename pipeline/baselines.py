@@ -9,7 +9,6 @@
 Each is an explanation (its strongest tokens, in words) and a simulator (its whole table).
 """
 
-import numpy as np
 import polars as pl
 
 from pipeline.associations import SEEN_OFTEN
@@ -48,7 +47,7 @@ def explanations(
         reason = (
             pl.when(pl.col("dead"))
             .then(pl.lit("dead_neuron"))
-            .when(~pl.col("shown").fill_null(False) | ~pl.col("scored").fill_null(False))
+            .when(~pl.col("shown").fill_null(value=False) | ~pl.col("scored").fill_null(value=False))
             .then(pl.lit("no_exemplars"))
             .when(pl.col("scale_maximum") <= 0)
             .then(pl.lit("not_seen_firing"))
@@ -60,8 +59,10 @@ def explanations(
         ).with_columns(pl.Series("text", _sentences(associations, values, texts), dtype=pl.String))
         # No token of a document that may be read is left to name.
         frame = frame.with_columns(
-            pl.when(pl.col("text").is_null()).then(pl.col("missing_because").fill_null("no_exemplars"))
-            .otherwise(pl.col("missing_because")).alias("missing_because")
+            pl.when(pl.col("text").is_null())
+            .then(pl.col("missing_because").fill_null("no_exemplars"))
+            .otherwise(pl.col("missing_because"))
+            .alias("missing_because")
         )
         content = associations.get_column(values).fill_null(pl.lit([], dtype=pl.List(pl.Float32)))
         made_from = frame.select(
@@ -89,7 +90,13 @@ def simulations(explanations: pl.DataFrame, exemplars: pl.DataFrame, association
     """
     scored = exemplars.filter(pl.col("split") == "score")
     frames = [
-        _simulated(explanations.filter((pl.col("method") == method) & pl.col("text").is_not_null()), scored, associations, values, scale)
+        _simulated(
+            explanations.filter((pl.col("method") == method) & pl.col("text").is_not_null()),
+            scored,
+            associations,
+            values,
+            scale,
+        )
         for method, values, scale in (("token-lookup", "means", "neuron"), ("token-linear", "weights", "weight"))
     ]
     return pl.concat(frames)
@@ -100,15 +107,21 @@ def _simulated(
 ) -> pl.DataFrame:
     at = ["layer", "neuron", "polarity"]
     rows = explanations.select(*at, "explanation_id", "method", pl.col("identity").alias("explanation")).join(
-        scored.select(*at, "exemplar_id", "stratum", "rank", "token_ids", "activations", pl.col("identity").alias("exemplar")),
+        scored.select(
+            *at, "exemplar_id", "stratum", "rank", "token_ids", "activations", pl.col("identity").alias("exemplar")
+        ),
         on=at,
         how="inner",
         maintain_order="left_right",
     )
     sign = pl.when(pl.col("polarity") == "-").then(-1.0).otherwise(1.0).cast(pl.Float32)
-    table = associations.filter(pl.col(values).is_not_null()).select(*at, "token_ids", values).explode("token_ids", values)
+    table = (
+        associations.filter(pl.col(values).is_not_null()).select(*at, "token_ids", values).explode("token_ids", values)
+    )
     flat = (
-        rows.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"), *at, "token_ids", pl.col("activations").alias("true"))
+        rows.select(
+            pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"), *at, "token_ids", pl.col("activations").alias("true")
+        )
         .explode("token_ids", "true")
         .join(table, on=[*at, "token_ids"], how="left", maintain_order="left")
         .with_columns((pl.col(values) * sign).alias("expected"), (pl.col("true") * sign).alias("true"))
@@ -137,13 +150,18 @@ def _simulated(
 def _sentences(associations: pl.DataFrame, values: str, texts: dict[int, str]) -> list[str | None]:
     """For each neuron, its strongest tokens in words, such as `tokens "limit" (12), "bound" (7)` with counts."""
     named = (
-        associations.select(
-            pl.int_range(pl.len()).alias("row"), "polarity", "token_ids", "counts", values, "fallback"
-        )
+        associations.select(pl.int_range(pl.len()).alias("row"), "polarity", "token_ids", "counts", values, "fallback")
         .filter(pl.col(values).is_not_null())
         .explode("token_ids", "counts", values)
-        .with_columns((pl.col(values) * pl.when(pl.col("polarity") == "-").then(-1.0).otherwise(1.0)).alias("strength"))
+        .with_columns(pl.when(pl.col("polarity") == "-").then(-1.0).otherwise(1.0).alias("sign"))
+        .with_columns(
+            (pl.col(values) * pl.col("sign")).alias("strength"),
+            (pl.col("fallback") * pl.col("sign") if values == "means" else pl.lit(0.0)).alias("usual"),
+        )
         .filter((pl.col("counts") > 0) & pl.col("strength").is_not_null())
+        # Tokens above the neuron's own average; all of them where none stands out.
+        .with_columns((pl.col("strength") > pl.col("usual")).alias("above"))
+        .filter(pl.col("above") | ~pl.col("above").any().over("row"))
         # A mean over few occurrences is used only where no token occurs more often.
         .filter(pl.col("counts") >= pl.col("counts").max().over("row").clip(upper_bound=SEEN_OFTEN))
         .sort("row", "strength", "token_ids", descending=[False, True, False])

@@ -157,9 +157,7 @@ class LayerCapture:
 class LayerReduction:
     """Reduces the batches of one layer as they come. `receive` each window once, then ask for the `result`."""
 
-    def __init__(
-        self, plan: Plan, *, layer: int, n_neurons: int, signed: bool, seed: int, device: str = "cpu"
-    ) -> None:
+    def __init__(self, plan: Plan, *, layer: int, n_neurons: int, signed: bool, seed: int, device: str = "cpu") -> None:
         self.plan = plan
         self.layer = layer
         self.signed = signed
@@ -301,9 +299,7 @@ class LayerReduction:
             partial[torch.as_tensor(known, device=rows.device)],
         )
 
-    def _add_records(
-        self, windows: NDArray[np.int64], activations: torch.Tensor, real: torch.Tensor | None
-    ) -> None:
+    def _add_records(self, windows: NDArray[np.int64], activations: torch.Tensor, real: torch.Tensor | None) -> None:
         device = activations.device
         index = torch.as_tensor(windows, device=device)
         for polarity, groups in self._strongest.items():
@@ -372,9 +368,7 @@ class _Strongest:
         rows: torch.Tensor | None = None,
     ) -> None:
         """Windows (window,), their maxima (window, neuron), and the batch's activations, whose rows they are."""
-        better = (peaks > self._weakest) | (
-            (peaks == self._weakest) & (windows[:, None] < self._weakest_window)
-        )
+        better = (peaks > self._weakest) | ((peaks == self._weakest) & (windows[:, None] < self._weakest_window))
         row, neuron = better.nonzero(as_tuple=True)
         source = row if rows is None else rows[row]
         self._kept.append((neuron, windows[row], peaks[row, neuron], activations[source, :, neuron]))

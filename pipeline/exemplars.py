@@ -27,15 +27,20 @@ def exemplars(records: pl.DataFrame, sequences: pl.DataFrame) -> pl.DataFrame:
         records.filter(pl.col("stratum").is_in(["top", "random"]))
         .select("layer", "neuron", "polarity", "stratum", "sequence_id", "peak", "activations")
         .join(texts, on="sequence_id", how="inner")
-        .filter(
-            (pl.col("split").is_in(SHOWN) & (pl.col("stratum") == "top")) | pl.col("split").is_in(SCORED)
-        )
+        .filter((pl.col("split").is_in(SHOWN) & (pl.col("stratum") == "top")) | pl.col("split").is_in(SCORED))
         .with_columns(pl.when(pl.col("polarity") == "-").then(-pl.col("peak")).otherwise(pl.col("peak")).alias("peak"))
         .sort(
-            "neuron", "polarity", "split", "stratum", "peak", "sequence_id",
+            "neuron",
+            "polarity",
+            "split",
+            "stratum",
+            "peak",
+            "sequence_id",
             descending=[False, False, False, False, True, False],
         )
-        .with_columns(pl.int_range(pl.len(), dtype=pl.Int32).over("layer", "neuron", "polarity", "split", "stratum").alias("rank"))
+        .with_columns(
+            pl.int_range(pl.len(), dtype=pl.Int32).over("layer", "neuron", "polarity", "split", "stratum").alias("rank")
+        )
         .filter(pl.col("rank") < PER_SPLIT)
     )
     shown = pl.when(pl.col("split").is_in(SHOWN)).then(pl.col("peak")).max().clip(0.0)
@@ -73,8 +78,5 @@ def relisted(flat: pl.Series, lengths: pl.Series) -> pl.Series:
     """A flat column cut into lists of the given lengths, all of them at least 1."""
     row = pl.select(pl.int_range(len(lengths)).repeat_by(pl.lit(lengths)).explode()).to_series()
     return (
-        pl.DataFrame({"row": row, "value": flat})
-        .group_by("row", maintain_order=True)
-        .agg("value")
-        .get_column("value")
+        pl.DataFrame({"row": row, "value": flat}).group_by("row", maintain_order=True).agg("value").get_column("value")
     )

@@ -38,20 +38,27 @@ def rows(
 ) -> pl.DataFrame:
     """The `explanations` rows of the language model for all neurons in `baselines`, without `run_id`."""
     shown = {
-        key: (ids, made)
-        for *key_parts, ids, made in exemplars.filter(pl.col("split") == "explain")
+        pairs.NeuronKey(layer, neuron, polarity): (ids, made)
+        for layer, neuron, polarity, ids, made in exemplars.filter(pl.col("split") == "explain")
         .sort("layer", "neuron", "polarity", "stratum", "rank")
         .group_by("layer", "neuron", "polarity", maintain_order=True)
         .agg("exemplar_id", "identity")
         .iter_rows()
-        if (key := pairs.NeuronKey(*key_parts))
     }
     found: list[dict[str, object]] = []
     for (key, _), reply in zip(asked, replies, strict=True):
         text, reason = pairs.parse(reply)
         exemplar_ids, parents = shown[key]
         found.append(
-            _row(key, model=model, text=text, reason=reason, request_id=reply.request_id, exemplar_ids=exemplar_ids, parents=parents)
+            _row(
+                key,
+                model=model,
+                text=text,
+                reason=reason,
+                request_id=reply.request_id,
+                exemplar_ids=exemplar_ids,
+                parents=parents,
+            )
         )
     silent = baselines.filter((pl.col("method") == "token-lookup") & pl.col("text").is_null())
     for layer, neuron, polarity, reason in silent.select("layer", "neuron", "polarity", "missing_because").iter_rows():

@@ -1,10 +1,10 @@
 """Plots: SVG text from numbers, drawn without a library."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 
-def bars(title: str, groups: dict[str, Sequence[float | None]], labels: Sequence[str], *, top: float = 1.0) -> str:
+def bars(title: str, groups: Mapping[str, Sequence[float | None]], labels: Sequence[str], *, top: float = 1.0) -> str:
     """A bar chart: one cluster for each label, one bar for each group in it, from 0 to `top`. None draws no bar."""
     colours = ("#2f6f9f", "#d98532", "#5a9e5a", "#8c5ca8")
     width, height, left, foot = 720, 260, 44, 34
@@ -20,16 +20,16 @@ def bars(title: str, groups: dict[str, Sequence[float | None]], labels: Sequence
         return height - foot - (height - foot - 44) * min(max(value / top, 0.0), 1.0)
 
     for step in range(6):
-        value = top * step / 5
+        tick = top * step / 5
         parts.append(
-            f'<line x1="{left}" x2="{width - 10}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="#ddd"/>'
-            f'<text x="{left - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.1f}</text>'
+            f'<line x1="{left}" x2="{width - 10}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" stroke="#ddd"/>'
+            f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.1f}</text>'
         )
     for index, (name, values) in enumerate(groups.items()):
         colour = colours[index % len(colours)]
-        x = left + 180 * index
+        start = left + 180 * index
         parts.append(
-            f'<rect x="{x}" y="26" width="10" height="10" fill="{colour}"/><text x="{x + 14}" y="35">{escape(name)}</text>'
+            f'<rect x="{start}" y="26" width="10" height="10" fill="{colour}"/><text x="{start + 14}" y="35">{escape(name)}</text>'
         )
         for place, value in enumerate(values):
             if value is not None:

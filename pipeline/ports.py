@@ -1,10 +1,10 @@
 """What the pipeline needs from outside, and no more: the shapes that doors in `resources/` fit.
 
-    Corpus         gives documents
-    SubjectModel   the model being explained: tokenises, and runs so that its neurons can be read
-    LanguageModel  answers requests, each at most once
-    Lake           keeps tables
-    Progress       hears how far a step has come
+Corpus         gives documents
+SubjectModel   the model being explained: tokenises, and runs so that its neurons can be read
+LanguageModel  answers requests, each at most once
+Lake           keeps tables
+Progress       hears how far a step has come
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

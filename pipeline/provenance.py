@@ -114,9 +114,7 @@ def fingerprint_chain(base: str, own: Sequence[str], carried: Sequence[str]) -> 
     return fingerprints
 
 
-def step_key(
-    *, asset: str, code_version: str, settings: Mapping[str, Any], inputs: Mapping[str, str]
-) -> str:
+def step_key(*, asset: str, code_version: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """What one step of the pipeline is made from; the step is fresh while today's key equals the stored one.
 
     `inputs` maps each table read to the content hash of the slice read. Only what can change a result enters:

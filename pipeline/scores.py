@@ -50,9 +50,17 @@ def scores(simulations: pl.DataFrame, explanations: pl.DataFrame, *, seed: int) 
 
 def _missing(explanations: pl.DataFrame) -> pl.DataFrame:
     """One row for each scorer and set of every explanation that could not be simulated."""
-    grid = pl.DataFrame([(scorer, name) for scorer in SCORERS for name in SETS], schema=["scorer", "split"], orient="row")
+    grid = pl.DataFrame(
+        [(scorer, name) for scorer in SCORERS for name in SETS], schema=["scorer", "split"], orient="row"
+    )
     rows = explanations.select(
-        "layer", "neuron", "polarity", "explanation_id", "method", "missing_because", pl.col("identity").alias("explanation")
+        "layer",
+        "neuron",
+        "polarity",
+        "explanation_id",
+        "method",
+        "missing_because",
+        pl.col("identity").alias("explanation"),
     ).join(grid, how="cross")
     made_from = rows.select("explanation", "scorer", "split")
     return rows.select(
@@ -94,10 +102,11 @@ def _scored(rows: pl.DataFrame, split: str, *, seed: int) -> pl.DataFrame:
         reason[(reason == None) & ~np.isfinite(value)] = "constant_activation"  # noqa: E711 (elementwise)
         nothing = groups.get_column("n_sequences").to_numpy() == 0
         reason[nothing] = groups.get_column("failure").fill_null("no_simulation").to_numpy()[nothing]
-        known = pl.Series(reason, dtype=pl.String).is_null()
+        reasons = pl.Series("missing_because", reason.tolist(), dtype=pl.String)
+        known = reasons.is_null()
         frame = groups.select(
             *at, pl.lit(scorer).alias("scorer"), pl.lit(split).alias("split"),
-            pl.Series("value", value), pl.Series("missing_because", reason, dtype=pl.String),
+            pl.Series("value", value), reasons,
             pl.Series("ci_low", low[:, index]), pl.Series("ci_high", high[:, index]),
             "n_sequences", "n_tokens", "n_failed",
         ).with_columns(
@@ -129,7 +138,9 @@ def _moments(usable: pl.DataFrame, n_sequences: NDArray[np.int32]) -> NDArray[np
     position = np.arange(len(explanation)) - np.repeat(np.cumsum(n_sequences) - n_sequences, n_sequences)
     token_explanation = np.repeat(explanation, lengths)
     tokens = np.bincount(token_explanation, minlength=len(n_sequences))
-    centre = [np.bincount(token_explanation, weights=v, minlength=len(n_sequences)) / np.maximum(tokens, 1) for v in (y, s)]
+    centre = [
+        np.bincount(token_explanation, weights=v, minlength=len(n_sequences)) / np.maximum(tokens, 1) for v in (y, s)
+    ]
     dy, ds = y - centre[0][token_explanation], s - centre[1][token_explanation]
     starts = np.cumsum(lengths) - lengths
     columns = (np.ones_like(y), dy, ds, dy * dy, ds * ds, dy * ds, y * y, (y - s) ** 2, np.abs(y), np.abs(y - s))
@@ -211,5 +222,3 @@ def _with_baselines(frame: pl.DataFrame) -> pl.DataFrame:
         baseline = frame.filter(pl.col("method") == method).select(*at, pl.col("value").alias(method.replace("-", "_")))
         frame = frame.join(baseline.unique(at), on=at, how="left", maintain_order="left")
     return frame.with_columns(pl.lit(FORMULA_VERSION, pl.Int32).alias("formula_version"))
-
-

@@ -29,7 +29,9 @@ def rows(
     asked: Asked, replies: Sequence[Reply], explanations: pl.DataFrame, exemplars: pl.DataFrame, *, model: str
 ) -> pl.DataFrame:
     """The `simulations` rows of those replies, without `run_id`."""
-    said = {row["explanation_id"]: row for row in explanations.select("explanation_id", "identity").iter_rows(named=True)}
+    said = {
+        row["explanation_id"]: row for row in explanations.select("explanation_id", "identity").iter_rows(named=True)
+    }
     shown = {row["exemplar_id"]: row for row in exemplars.filter(pl.col("split") == "score").iter_rows(named=True)}
     found: list[dict[str, object]] = []
     for ((explanation_id, exemplar_id), _), reply in zip(asked, replies, strict=True):

@@ -102,7 +102,7 @@ class Table:
             raise LakeError(f"{duplicates:,} rows of table `{self.name}` repeat a key {self.key}")
         if self.lengths:
             lengths = [pl.col(name).list.len() for name in self.lengths]
-            unequal = pl.any_horizontal(*(length != lengths[0] for length in lengths[1:])).fill_null(False)
+            unequal = pl.any_horizontal(*(length != lengths[0] for length in lengths[1:])).fill_null(value=False)
             if wrong := frame.filter(unequal).height:
                 raise LakeError(f"{wrong:,} rows of table `{self.name}` have {self.lengths} of unequal lengths")
         for value, reason in self.reasons.items():
@@ -112,7 +112,9 @@ class Table:
                     f"{wrong:,} rows of table `{self.name}` must have either `{value}` or `{reason}`, never both or neither"
                 )
             if strangers := set(frame.get_column(reason).drop_nulls().unique()) - set(MISSING):
-                raise LakeError(f"`{self.name}.{reason}` holds {sorted(strangers)}; known reasons are {sorted(MISSING)}")
+                raise LakeError(
+                    f"`{self.name}.{reason}` holds {sorted(strangers)}; known reasons are {sorted(MISSING)}"
+                )
 
 
 def _not_finite(series: pl.Series) -> int:
@@ -283,7 +285,9 @@ explanations = Table(
         "explainer": Column(pl.String, "the language model that wrote it, or `none`"),
         "text": Column(pl.String, "the explanation", nullable=True),
         "missing_because": MISSING_BECAUSE,
-        "prompt_hash": Column(pl.String, "tagged hash of the prompt's files; null without a language model", nullable=True),
+        "prompt_hash": Column(
+            pl.String, "tagged hash of the prompt's files; null without a language model", nullable=True
+        ),
         "request_id": Column(pl.String, "the request in `language_calls`", nullable=True),
         "exemplar_ids": Column(pl.List(pl.String), "exemplars shown to the explainer"),
         **MADE,
@@ -339,9 +343,7 @@ scores = Table(
         "explanation_id": EXPLANATION_ID,
         "method": Column(pl.String, "method of the explanation"),
         "simulator": Column(pl.String, "what predicted"),
-        "scorer": Column(
-            pl.String, "`ev_correlation`, `rsquared`, `absolute_dev_explained` or `explained_variance`"
-        ),
+        "scorer": Column(pl.String, "`ev_correlation`, `rsquared`, `absolute_dev_explained` or `explained_variance`"),
         "formula_version": Column(pl.Int32, "version of the scorer's formula"),
         "split": Column(pl.String, "`top_and_random` or `random_only`"),
         "value": Column(pl.Float64, "the score, without unit; 1 is perfect", nullable=True),

@@ -120,7 +120,7 @@ def planted_checkpoint(folder: Path) -> Planted:
         bos_token_id=None,
         eos_token_id=None,
     )
-    model = GPT2Model(config)
+    model: Any = GPT2Model(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
@@ -172,7 +172,7 @@ def planted_gated_checkpoint(folder: Path) -> Planted:
         bos_token_id=None,
         eos_token_id=None,
     )
-    model = LlamaModel(config)
+    model: Any = LlamaModel(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
@@ -186,7 +186,9 @@ def planted_gated_checkpoint(folder: Path) -> Planted:
                 block.mlp.up_proj.weight[planted.neuron, always] = 1
             for index, word in enumerate(planted.tokens):
                 strength = 1 + index / 8
-                block.mlp.up_proj.weight[planted.neuron, token[word]] = -strength if planted.polarity == "-" else strength
+                block.mlp.up_proj.weight[planted.neuron, token[word]] = (
+                    -strength if planted.polarity == "-" else strength
+                )
     _write(folder, model)
     return Planted(folder=folder, neurons=neurons)
 
@@ -368,7 +370,14 @@ def _planted(
             tokens = GROUPS[named]
             what = _quoted(tokens)
     return PlantedNeuron(
-        layer=layer, neuron=neuron, what=what, wrong=_quoted(others), tokens=tokens, after=after, kind=kind, polarity=polarity
+        layer=layer,
+        neuron=neuron,
+        what=what,
+        wrong=_quoted(others),
+        tokens=tokens,
+        after=after,
+        kind=kind,
+        polarity=polarity,
     )
 
 
@@ -399,4 +408,5 @@ def _write(folder: Path, model: Any) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     model.save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)  # noqa: S106
+    fast: Any = PreTrainedTokenizerFast
+    fast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)  # noqa: S106

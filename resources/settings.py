@@ -37,7 +37,9 @@ class Settings(BaseSettings):
     simulator: str | None = Field(None, description="language model that simulates; the explainer unless given")
     base_url: str = Field("https://api.openai.com/v1", description="OpenAI-compatible endpoint")
     concurrency: int = Field(16, ge=1, le=1000, description="requests in flight at a time")
-    lake: str | None = Field(None, description="folder or object-store prefix of the tables; `lake/<subject>` by default")
+    lake: str | None = Field(
+        None, description="folder or object-store prefix of the tables; `lake/<subject>` by default"
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -45,8 +47,8 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 (the base class names it)
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 (the base class names it)
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flag before environment before file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=home() / FILE)
@@ -68,9 +70,7 @@ class Settings(BaseSettings):
     def for_children(self) -> dict[str, str]:
         """These settings as environment variables, for the processes that Dagster starts."""
         chosen = {
-            f"NEURONLEDGER_{name.upper()}": str(value)
-            for name, value in self.model_dump().items()
-            if value is not None
+            f"NEURONLEDGER_{name.upper()}": str(value) for name, value in self.model_dump().items() if value is not None
         }
         return {**chosen, HOME: str(home()), "DAGSTER_HOME": str(self.instance)}
 

@@ -24,6 +24,7 @@ from pipeline.testing import (
 )
 from resources.settings import load
 
+# Remove this mark with the two faults; without them everything here passes.
 MODEL = "scripted"
 HOPS = ("exemplars", "explanations", "simulations", "scores")
 NEURON_HOPS = tuple(f"neuron_{table}" for table in HOPS)
@@ -62,9 +63,7 @@ class Ledger:
 
 
 @contextmanager
-def opened(
-    home: Path, planted: Planted, language: ScriptedLanguageModel, *, on_disk: bool = False
-) -> Iterator[Ledger]:
+def opened(home: Path, planted: Planted, language: ScriptedLanguageModel, *, on_disk: bool = False) -> Iterator[Ledger]:
     """The real assets and doors on a folder, but for the endpoint. Dagster keeps its events in memory unless told."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NEURONLEDGER_HOME", str(home))
@@ -146,7 +145,7 @@ def failing(ledger: Ledger, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield made
 
 
-def planted(ledger: Ledger, *kinds: str, polarity: str = "+") -> list[PlantedNeuron]:
+def neurons(ledger: Ledger, *kinds: str, polarity: str = "+") -> list[PlantedNeuron]:
     found = [neuron for neuron in ledger.planted.neurons if neuron.kind in kinds and neuron.polarity == polarity]
     assert found
     return found
@@ -164,7 +163,7 @@ def test_every_record_in_the_lake_is_what_its_neuron_does(ledger, gated):
 
 def test_the_strongest_records_of_every_neuron_that_fires_hold_its_words(ledger, gated):
     for made in (ledger, gated):
-        for neuron in planted(made, "tokens", "after", "both"):
+        for neuron in neurons(made, "tokens", "after", "both"):
             top = made.of("activations", neuron, stratum="top").filter(pl.col("rank") < 5)
             text = dict(made.table("sequences").select("sequence_id", "token_bytes").iter_rows())
             peaks = {
@@ -177,12 +176,12 @@ def test_the_strongest_records_of_every_neuron_that_fires_hold_its_words(ledger,
 
 def test_the_explainer_finds_the_truth_of_every_neuron_that_fires(ledger, gated):
     for made in (ledger, gated):
-        for neuron in planted(made, "tokens", "after", "both", "always"):
+        for neuron in neurons(made, "tokens", "after", "both", "always"):
             assert made.of("explanations", neuron, explainer=MODEL).get_column("text").to_list() == [neuron.what]
 
 
 def test_a_right_explanation_scores_near_one(ledger):
-    for neuron in planted(ledger, "tokens", "after"):
+    for neuron in neurons(ledger, "tokens", "after"):
         score = ledger.score(neuron)
         assert score["value"] > 0.9
         assert score["ci_low"] > 0.9
@@ -190,36 +189,26 @@ def test_a_right_explanation_scores_near_one(ledger):
 
 
 def test_a_wrong_explanation_scores_near_zero(mistaken):
-    for neuron in planted(mistaken, "tokens", "after"):
+    for neuron in neurons(mistaken, "tokens", "after"):
         assert mistaken.of("explanations", neuron, explainer=MODEL).get_column("text").to_list() == [neuron.wrong]
-        score = mistaken.score(neuron)
-        if score["value"] is None:
-            assert score["missing_because"] == "constant_simulation"
-        else:
-            assert score["value"] < 0.3
-
-
-def test_wrong_explanations_are_simulated_wherever_their_words_stand(mistaken):
-    values = [mistaken.score(neuron)["value"] for neuron in planted(mistaken, "tokens", "after")]
-    assert sum(value is not None for value in values) >= len(values) / 2
+        assert abs(mistaken.score(neuron)["value"]) < 0.3
 
 
 def test_tokens_alone_explain_a_neuron_of_tokens(ledger):
-    for neuron in planted(ledger, "tokens"):
+    for neuron in neurons(ledger, "tokens"):
         assert ledger.score(neuron, "token-lookup")["value"] > 0.99
         assert ledger.score(neuron, "token-linear")["value"] > 0.99
         assert ledger.score(neuron)["token_lookup"] == ledger.score(neuron, "token-lookup")["value"]
 
 
 def test_tokens_alone_do_not_explain_a_neuron_of_context(ledger):
-    for neuron in planted(ledger, "after"):
-        assert ledger.score(neuron, "token-lookup")["value"] < 0.9
-        assert ledger.score(neuron)["value"] - ledger.score(neuron, "token-lookup")["value"] > 0.1
+    for neuron in neurons(ledger, "after"):
+        assert ledger.score(neuron, "token-lookup")["value"] < 0.8
 
 
 def test_a_neuron_that_never_fires_has_no_explanation_and_no_score_and_says_why(ledger, gated):
     for made in (ledger, gated):
-        for neuron in planted(made, "never"):
+        for neuron in neurons(made, "never"):
             assert made.table("neuron_statistics").filter(layer=neuron.layer, neuron=neuron.neuron)["dead"].all()
             for table, value in (("explanations", "text"), ("scores", "value")):
                 rows = made.of(table, neuron)
@@ -231,7 +220,7 @@ def test_a_neuron_that_never_fires_has_no_explanation_and_no_score_and_says_why(
 
 def test_a_neuron_that_always_fires_is_explained_but_has_no_correlation(ledger, gated):
     for made in (ledger, gated):
-        for neuron in planted(made, "always"):
+        for neuron in neurons(made, "always"):
             statistics = made.table("neuron_statistics").filter(layer=neuron.layer, neuron=neuron.neuron)
             assert statistics.row(0, named=True)["fraction_positive"] == 1
             assert statistics.row(0, named=True)["variance"] == 0
@@ -241,7 +230,7 @@ def test_a_neuron_that_always_fires_is_explained_but_has_no_correlation(ledger, 
 
 
 def test_a_neuron_of_two_signs_has_rows_of_its_own_words_on_each_side(gated):
-    (colours,), (animals,) = planted(gated, "both"), planted(gated, "both", polarity="-")
+    (colours,), (animals,) = neurons(gated, "both"), neurons(gated, "both", polarity="-")
     texts = {}
     for neuron in (colours, animals):
         associated = gated.of("token_associations", neuron).row(0, named=True)
@@ -261,13 +250,13 @@ def test_a_neuron_of_two_signs_has_rows_of_its_own_words_on_each_side(gated):
 
 
 def test_a_side_on_which_a_neuron_never_fires_says_so(gated):
-    (neuron,) = planted(gated, "tokens")
+    (neuron,) = neurons(gated, "tokens")
     other_side = gated.table("explanations").filter(neuron=neuron.neuron, polarity="-", explainer=MODEL)
     assert other_side.select("text", "missing_because").rows() == [(None, "not_seen_firing")]
 
 
 def test_a_gated_neuron_has_no_linear_form(gated):
-    for neuron in planted(gated, "tokens", "both"):
+    for neuron in neurons(gated, "tokens", "both"):
         score = gated.score(neuron, "token-linear")
         assert (score["value"], score["missing_because"]) == (None, "no_linear_form")
 
@@ -280,13 +269,15 @@ def test_failed_answers_are_nulls_with_their_reason_and_never_zeros(failing, led
     assert set(failed.get_column("missing_because")) == {"timeout"}
     assert set(failed.get_column("coverage")) == {0.0}
     survived = after.filter(pl.col("expected").is_not_null())
-    assert_frame_equal(survived.drop("run_id"), before.join(survived, on="identity", how="semi").drop("run_id"), check_row_order=False)
+    assert_frame_equal(
+        survived.drop("run_id"), before.join(survived, on="identity", how="semi").drop("run_id"), check_row_order=False
+    )
 
 
 def test_scores_are_taken_over_the_answers_that_came(failing, ledger):
     simulations = failing.table("simulations").filter(layer=0, simulator=MODEL)
     affected = 0
-    for neuron in planted(failing, "tokens"):
+    for neuron in neurons(failing, "tokens"):
         if neuron.layer != 0:
             continue
         score = failing.score(neuron)
@@ -296,7 +287,9 @@ def test_scores_are_taken_over_the_answers_that_came(failing, ledger):
         assert failing.score(neuron, "token-lookup")["value"] == ledger.score(neuron, "token-lookup")["value"]
         affected += failed > 0
     assert affected > 0
-    assert_frame_equal(failing.table("scores").filter(layer=1), ledger.table("scores").filter(layer=1), check_row_order=False)
+    assert_frame_equal(
+        failing.table("scores").filter(layer=1), ledger.table("scores").filter(layer=1), check_row_order=False
+    )
 
 
 def test_the_same_question_is_asked_once(ledger):
@@ -308,7 +301,7 @@ def test_the_same_question_is_asked_once(ledger):
 
 @pytest.mark.parametrize("kind", ["after", "never"])
 def test_one_neuron_recomputed_alone_comes_out_the_same_and_leaves_all_others_alone(ledger, tmp_path, kind):
-    neuron = planted(ledger, kind)[0]
+    neuron = neurons(ledger, kind)[0]
     is_it = (pl.col("layer") == neuron.layer) & (pl.col("neuron") == neuron.neuron)
     with copied(ledger, tmp_path, ScriptedLanguageModel(ledger.planted)) as copy:
         before = {table: copy.table(table) for table in HOPS}
@@ -321,3 +314,14 @@ def test_one_neuron_recomputed_alone_comes_out_the_same_and_leaves_all_others_al
             own, same = after.filter(is_it), before[table].filter(is_it)
             assert_frame_equal(own.drop("run_id"), same.drop("run_id"), check_row_order=False, check_exact=True)
             assert set(own.get_column("run_id")).isdisjoint(same.get_column("run_id"))
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="over several layers `subject_layers` yields no output, so Dagster skips `capture` and calls the run a success",
+)
+def test_a_run_that_is_said_to_be_done_has_made_all_that_was_asked_for(ledger, tmp_path):
+    with copied(ledger, tmp_path, ScriptedLanguageModel(ledger.planted)) as copy:
+        before = copy.table("activations")
+        copy.make("subject_layers", *CAPTURE, layers=(0, 1))
+        assert set(copy.table("activations")["run_id"]).isdisjoint(before["run_id"])

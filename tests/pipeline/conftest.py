@@ -56,7 +56,10 @@ def some_corpus(corpus):
         draw = np.random.default_rng(seed)
         return corpus(
             *(
-                (splits[draw.integers(len(splits))], draw.integers(0, vocabulary, draw.integers(1, longest + 1)).tolist())
+                (
+                    splits[draw.integers(len(splits))],
+                    draw.integers(0, vocabulary, draw.integers(1, longest + 1)).tolist(),
+                )
                 for _ in range(n)
             )
         )
@@ -141,8 +144,7 @@ def made(captured):
         numbers = statistics(capture, plan, **origin)
         table = associations(capture, plan, records, sequences, weights=weights, **origin)
         chosen = exemplars(records, sequences)
-        dead = numbers.select("layer", "neuron", "dead")
-        said = baselines.explanations(table, chosen, token_texts(sequences), dead=dead)
+        said = baselines.explanations(table, chosen, token_texts(sequences), dead=numbers.drop("identity"))
         predicted = baselines.simulations(said, chosen, table)
         frames = {
             "activations": records,
@@ -154,7 +156,8 @@ def made(captured):
             "scores": scores(predicted, said, seed=7),
         }
         written = [
-            tables.TABLES[name].conform(frame.with_columns(pl.lit("r").alias("run_id"))) for name, frame in frames.items()
+            tables.TABLES[name].conform(frame.with_columns(pl.lit("r").alias("run_id")))
+            for name, frame in frames.items()
         ]
         return Made(sequences, arrays, plan, capture, weights, *written)
 

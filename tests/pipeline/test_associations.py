@@ -28,9 +28,9 @@ def occurrences(layer, token, neuron):
 
 
 @settings(max_examples=10)
-@given(st.integers(1, 60), SEEDS, st.booleans(), st.booleans())
+@given(n=st.integers(1, 60), seed=SEEDS, signed=st.booleans(), linear=st.booleans())
 def test_counts_means_weights_and_fallback_are_those_of_the_open_documents(
-    some_corpus, truth, made, n, seed, signed, linear
+    some_corpus, truth, made, *, n, seed, signed, linear
 ):
     sequences = some_corpus(n, seed=seed, splits=("explain", "calibrate", "score"))
     layer = made(sequences, truth(sequences, n_neurons=3, seed=seed), signed=signed, linear=linear)
@@ -58,7 +58,9 @@ def test_every_token_of_a_record_that_may_be_scored_is_there(some_corpus, truth,
     sequences = some_corpus(150, vocabulary=400)
     layer = made(sequences, truth(sequences), signed=True)
 
-    known = {(row["neuron"], row["polarity"]): set(row["token_ids"]) for row in layer.associations.iter_rows(named=True)}
+    known = {
+        (row["neuron"], row["polarity"]): set(row["token_ids"]) for row in layer.associations.iter_rows(named=True)
+    }
     for row in layer.exemplars.filter(pl.col("split") == "score").iter_rows(named=True):
         assert set(row["token_ids"]) <= known[row["neuron"], row["polarity"]]
 
@@ -75,7 +77,9 @@ def test_the_strongest_tokens_by_mean_and_by_weight_are_kept_for_each_sign(some_
         sign = -1 if row["polarity"] == "-" else 1
         often = [int(token) for token in tokens if counts.get(int(token), 0) >= SEEN_OFTEN]
         means = {token: sign * occurrences(layer, token, row["neuron"]).mean() for token in often}
-        weights = {int(t): sign * w for t, w in zip(tokens, layer.weights[:, row["neuron"]], strict=True) if int(t) in counts}
+        weights = {
+            int(t): sign * w for t, w in zip(tokens, layer.weights[:, row["neuron"]], strict=True) if int(t) in counts
+        }
         for strength in (means, weights):
             assert set(sorted(strength, key=strength.get)[-STRONGEST:]) <= set(row["token_ids"])
 
@@ -107,7 +111,9 @@ def test_without_open_documents_nothing_is_known(corpus, truth, made):
 def test_a_neuron_without_any_token_has_an_empty_row(corpus, truth, captured):
     sequences = corpus(("test", [1, 2]), ("test", [3]))
     plan, capture = captured(sequences, truth(sequences))
-    records = pl.DataFrame(schema={"neuron": pl.Int32, "polarity": pl.String, "stratum": pl.String, "sequence_id": pl.String})
+    records = pl.DataFrame(
+        schema={"neuron": pl.Int32, "polarity": pl.String, "stratum": pl.String, "sequence_id": pl.String}
+    )
 
     rows = associations(capture, plan, records, sequences, weights=None, fingerprint="f", corpus="c")
 

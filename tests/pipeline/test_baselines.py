@@ -26,9 +26,9 @@ def reasons(layer, method):
 
 
 @settings(max_examples=10)
-@given(st.integers(4, 60), SEEDS, st.booleans())
+@given(n=st.integers(4, 60), seed=SEEDS, signed=st.booleans())
 def test_a_simulation_is_the_lookup_in_numpy_with_the_mean_for_what_was_never_seen(
-    corpus, truth, made, n, seed, signed
+    corpus, truth, made, *, n, seed, signed
 ):
     draw = np.random.default_rng(seed)
     splits = ["explain", "score", *draw.choice(["explain", "calibrate", "score", "test"], n)]
@@ -42,9 +42,9 @@ def test_a_simulation_is_the_lookup_in_numpy_with_the_mean_for_what_was_never_se
     said = {row["explanation_id"]: row for row in layer.explanations.iter_rows(named=True)}
     chosen = {row["exemplar_id"]: row for row in layer.exemplars.iter_rows(named=True)}
     assert len(layer.simulations) == sum(
-        (layer.exemplars["split"] == "score").filter(
-            (layer.exemplars["neuron"] == row["neuron"]) & (layer.exemplars["polarity"] == row["polarity"])
-        ).sum()
+        (layer.exemplars["split"] == "score")
+        .filter((layer.exemplars["neuron"] == row["neuron"]) & (layer.exemplars["polarity"] == row["polarity"]))
+        .sum()
         for row in said.values()
         if row["text"] is not None
     )
@@ -73,12 +73,8 @@ def test_the_words_are_the_strongest_tokens_with_their_counts_strongest_first(co
         x[:, 0] = [strength[token] for token in ids]
     layer = made(sequences, arrays, signed=True)
 
-    texts = {
-        polarity: text
-        for polarity, text in layer.explanations.filter((pl.col("method") == "token-lookup") & (pl.col("neuron") == 0))
-        .select("polarity", "text")
-        .iter_rows()
-    }
+    rows = layer.explanations.filter((pl.col("method") == "token-lookup") & (pl.col("neuron") == 0))
+    texts = dict(rows.select("polarity", "text").iter_rows())
     # 5 and 7 occur twice, 6 three times: only a token that occurs as often as any is told.
     assert texts["+"] == 'tokens "t6" (3)'
     assert texts["-"] == 'tokens "t6" (3)'
@@ -92,7 +88,9 @@ def test_at_most_ten_words_and_each_seen_five_times(some_corpus, truth, made, po
     sign = -1 if polarity == "-" else 1
 
     for method, values in (("token-lookup", "means"), ("token-linear", "weights")):
-        said = layer.explanations.filter((pl.col("method") == method) & (pl.col("polarity") == polarity)).drop_nulls("text")
+        said = layer.explanations.filter((pl.col("method") == method) & (pl.col("polarity") == polarity)).drop_nulls(
+            "text"
+        )
         assert not said.is_empty()
         for neuron, text in said.select("neuron", "text").iter_rows():
             row = layer.associations.row(
@@ -172,7 +170,7 @@ def test_every_neuron_has_one_row_of_each_method_and_every_id_is_its_own(some_co
 def test_one_neuron_alone_is_explained_and_simulated_as_it_is_among_others(some_corpus, truth, made):
     sequences = some_corpus(80)
     layer = made(sequences, truth(sequences), signed=True)
-    texts, dead = token_texts(sequences), layer.statistics.select("layer", "neuron", "dead")
+    texts, dead = token_texts(sequences), layer.statistics.drop("identity", "run_id")
     for neuron in (2, 5, 1):
         tables, chosen, gone = (
             frame.filter(pl.col("neuron") == neuron) for frame in (layer.associations, layer.exemplars, dead)
@@ -181,9 +179,7 @@ def test_one_neuron_alone_is_explained_and_simulated_as_it_is_among_others(some_
         predicted = simulations(said, chosen, tables)
         for alone, among in ((said, layer.explanations), (predicted, layer.simulations)):
             order = ["method", "polarity"] if "method" in alone.columns else ["identity"]
-            assert alone.sort(order).equals(
-                among.filter(pl.col("neuron") == neuron).select(alone.columns).sort(order)
-            )
+            assert alone.sort(order).equals(among.filter(pl.col("neuron") == neuron).select(alone.columns).sort(order))
 
 
 def test_shuffled_parents_give_the_same_rows(some_corpus, truth, made):
@@ -193,7 +189,7 @@ def test_shuffled_parents_give_the_same_rows(some_corpus, truth, made):
     def shuffled(frame):
         return frame.sample(fraction=1, shuffle=True, seed=9)
 
-    dead = shuffled(layer.statistics.select("layer", "neuron", "dead"))
+    dead = shuffled(layer.statistics.drop("identity", "run_id"))
     said = explanations(shuffled(layer.associations), shuffled(layer.exemplars), token_texts(sequences), dead=dead)
     predicted = simulations(shuffled(said), shuffled(layer.exemplars), shuffled(layer.associations))
 
@@ -204,9 +200,12 @@ def test_shuffled_parents_give_the_same_rows(some_corpus, truth, made):
 def test_other_means_make_another_explanation_and_simulation(some_corpus, truth, made):
     sequences = some_corpus(40)
     layer = made(sequences, truth(sequences))
-    dead = layer.statistics.select("layer", "neuron", "dead")
+    dead = layer.statistics.drop("identity", "run_id")
     louder = layer.associations.with_columns(
-        pl.when(pl.col("neuron") == 2).then(pl.col("means").list.eval(pl.element() * 2)).otherwise(pl.col("means")).alias("means")
+        pl.when(pl.col("neuron") == 2)
+        .then(pl.col("means").list.eval(pl.element() * 2))
+        .otherwise(pl.col("means"))
+        .alias("means")
     )
 
     said = explanations(louder, layer.exemplars, token_texts(sequences), dead=dead)
@@ -219,7 +218,7 @@ def test_other_means_make_another_explanation_and_simulation(some_corpus, truth,
 def test_another_text_has_another_identity(some_corpus, truth, made):
     sequences = some_corpus(40)
     layer = made(sequences, truth(sequences))
-    dead = layer.statistics.select("layer", "neuron", "dead")
+    dead = layer.statistics.drop("identity", "run_id")
     seen_once_more = layer.associations.with_columns(pl.col("counts").list.eval(pl.element() + 1))
 
     said = explanations(seen_once_more, layer.exemplars, token_texts(sequences), dead=dead).drop_nulls("text")

@@ -77,11 +77,10 @@ def test_what_has_no_canonical_form_is_refused_by_name(value):
 
 @given(
     st.lists(st.tuples(st.integers(-(2**31), 2**31 - 1), PLAIN, st.integers(0, 2**63 - 1)), max_size=5),
-    PLAIN | st.text(max_size=3),
     st.dictionaries(st.sampled_from(["a", "m", "zz", "é"]), SCALARS | st.lists(st.integers(), max_size=2)),
     PLAIN,
 )
-def test_identities_are_the_identity_of_each_row(rows, _, made_from, kind):
+def test_identities_are_the_identity_of_each_row(rows, made_from, kind):
     frame = pl.DataFrame(rows, schema={"layer": pl.Int32, "name": pl.String, "n": pl.Int64}, orient="row")
 
     made = identities(kind, frame, **made_from)
@@ -228,5 +227,7 @@ def test_a_step_is_known_by_everything_that_can_change_its_result():
         )
     ]
     assert len(set(keys)) == 7
-    settings = {name: 1 for name in random.Random(0).sample("abcdef", 6)}
-    assert step_key(**{**base, "settings": settings}) == step_key(**{**base, "settings": dict(sorted(settings.items()))})
+    settings = dict.fromkeys(random.Random(0).sample("abcdef", 6), 1)
+    assert step_key(**{**base, "settings": settings}) == step_key(
+        **{**base, "settings": dict(sorted(settings.items()))}
+    )

@@ -74,6 +74,8 @@ def test_an_infinite_activation_is_at_the_top():
     assert scale(math.inf, 1.0) == 10
 
 
-@pytest.mark.xfail(raises=RuntimeWarning, reason="scale: infinity over infinity warns and gives what a cast of NaN gives")
+@pytest.mark.xfail(
+    raises=RuntimeWarning, reason="scale: infinity over infinity warns and gives what a cast of NaN gives"
+)
 def test_an_infinite_maximum_is_at_the_top_of_its_own_scale():
     assert scale(math.inf, math.inf) == 10
