@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -317,12 +318,20 @@ def _finished(settings: Settings) -> None:
     console.print("\n[bold]The best-explained neurons[/]")
     found = [neurons.read(lake, row["layer"], row["neuron"]) for row in top.iter_rows(named=True)]
     console.print(terminal.best_neurons(found, scores, explanations, colour=console.color_system is not None))
-    chosen = _flags(settings)
+    command, chosen = _command(), _flags(settings)
     example = f"{top.item(0, 'layer')}:{top.item(0, 'neuron')}" if len(top) else "0:0"
     console.print(Text(f"lake             {settings.lake_uri}"))
-    console.print(Text(f"one neuron       neuronledger show {example}{chosen}"))
-    console.print(Text(f"one neuron anew  neuronledger run --neurons {example}{chosen}"))
-    console.print(Text(f"the Dagster UI   neuronledger ui{chosen}"))
+    console.print(Text(f"one neuron       {command} show {example}{chosen}"))
+    console.print(Text(f"one neuron anew  {command} run --neurons {example}{chosen}"))
+    console.print(Text(f"the Dagster UI   {command} ui{chosen}"))
+
+
+def _command() -> str:
+    """How this command can be typed again: by its name if the shell finds it so, else by its path."""
+    found, used = shutil.which("neuronledger"), Path(sys.argv[0]).resolve()
+    if found is not None and Path(found).resolve() == used:
+        return "neuronledger"
+    return str(used.relative_to(Path.cwd()) if used.is_relative_to(Path.cwd()) else used)
 
 
 def _flags(settings: Settings) -> str:

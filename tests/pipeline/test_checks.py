@@ -226,7 +226,6 @@ def test_many_missing_explanations_are_found(layer):
     assert failed("explanations", with_model(layer), layer) == []
 
 
-@pytest.mark.xfail(reason="neurons that nobody asked about are counted as missing answers")
 def test_dead_neurons_are_not_missing_answers(corpus, truth, made):
     sequences = corpus(("explain", [1, 2]), ("score", [1]), ("explain", [3]))
     arrays = [abs(x) + 1 for x in truth(sequences)]
@@ -251,7 +250,6 @@ def test_an_explanation_without_simulations_of_a_language_model_is_found(layer):
     assert failed("simulations", simulated(layer, explanations), layer, explanations=explanations) == []
 
 
-@pytest.mark.xfail(reason="simulations of the baselines, which never fail, thin out the share to a third")
 def test_many_missing_simulations_of_the_language_model_are_found(layer):
     explanations = with_model(layer)
     rows = simulated(layer, explanations, fail_every=2)

@@ -304,10 +304,6 @@ def test_a_neuron_that_barely_varies_keeps_its_correlation():
     assert by_name(scored(simulated("e", *found)))["ev_correlation", "random_only"] == pytest.approx(1, abs=1e-9)
 
 
-@pytest.mark.xfail(
-    raises=pl.exceptions.ComputeError,
-    reason="a numpy array of None and then text is an Object column, which has no cast",
-)
 def test_a_neuron_with_a_score_may_stand_before_one_without():
     parts = [
         simulated("e0", ("random", [1, 2, 3], [1, 3, 2]), neuron=0),
