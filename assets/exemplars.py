@@ -37,7 +37,7 @@ def define(project: Project) -> dg.AssetsDefinition:
     @dg.asset(
         group_name="layers",
         code_version=CODE_VERSION,
-        deps=["activations", "sequences"],
+        deps=["activations"],
         partitions_def=project.layers,
         check_specs=checks("exemplars"),
         **described("exemplars"),

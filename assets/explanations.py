@@ -69,7 +69,7 @@ def define(project: Project) -> dg.AssetsDefinition:
     @dg.asset(
         group_name="layers",
         code_version=CODE_VERSION,
-        deps=["exemplars", "token_associations", "neuron_statistics", "sequences"],
+        deps=["exemplars"],
         partitions_def=project.layers,
         check_specs=checks("explanations"),
         pool="language",

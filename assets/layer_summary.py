@@ -19,7 +19,7 @@ def define() -> dg.AssetsDefinition:
     @dg.asset(
         group_name="layers",
         code_version="1",
-        deps=["neuron_statistics", "explanations", "scores"],
+        deps=["scores"],
         description="All layers side by side: neurons captured, explained and scored, and how well.",
         kinds={"polars"},
         owners=OWNERS,

@@ -41,7 +41,7 @@ def define(project: Project) -> list[dg.AssetsDefinition]:
 
     @dg.asset(
         pool="language",
-        **options("explanations", explanations.CODE_VERSION, "neuron_exemplars", "token_associations"),
+        **options("explanations", explanations.CODE_VERSION, "neuron_exemplars"),
     )
     def neuron_explanations(
         context: dg.AssetExecutionContext,
@@ -54,7 +54,7 @@ def define(project: Project) -> list[dg.AssetsDefinition]:
 
     @dg.asset(
         pool="language",
-        **options("simulations", simulations.CODE_VERSION, "neuron_explanations", "neuron_exemplars"),
+        **options("simulations", simulations.CODE_VERSION, "neuron_explanations"),
     )
     def neuron_simulations(
         context: dg.AssetExecutionContext,
@@ -65,7 +65,7 @@ def define(project: Project) -> list[dg.AssetsDefinition]:
             context, project, "simulations", lambda **at: simulations.make(context, lake, language, project, **at)
         )
 
-    @dg.asset(**options("scores", scores.CODE_VERSION, "neuron_simulations", "neuron_explanations"))
+    @dg.asset(**options("scores", scores.CODE_VERSION, "neuron_simulations"))
     def neuron_scores(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
         return _made(context, project, "scores", lambda **at: scores.make(context, lake, project, **at))
 

@@ -43,7 +43,7 @@ def define(project: Project) -> dg.AssetsDefinition:
     @dg.asset(
         group_name="layers",
         code_version=CODE_VERSION,
-        deps=["simulations", "explanations"],
+        deps=["simulations"],
         partitions_def=project.layers,
         check_specs=checks("scores"),
         **described("scores"),

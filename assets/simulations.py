@@ -67,7 +67,7 @@ def define(project: Project) -> dg.AssetsDefinition:
     @dg.asset(
         group_name="layers",
         code_version=CODE_VERSION,
-        deps=["explanations", "exemplars", "token_associations", "sequences"],
+        deps=["explanations"],
         partitions_def=project.layers,
         check_specs=checks("simulations"),
         pool="language",

