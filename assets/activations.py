@@ -78,6 +78,9 @@ def define(project: Project) -> dg.AssetsDefinition:
                 for table in TABLES
                 for layer in layers
             }
+            origin = subject.provenance()
+            for step in steps.values():
+                step.note_origin(subject=origin)
             inputs = {key: (step.read("sequences"), step.read("subject_layers")) for key, step in steps.items()}
             sequences = inputs[TABLES[0], layers[0]][0]
             plan = streaming.plan(sequences)

@@ -33,7 +33,12 @@ def define(project: Project) -> dg.AssetsDefinition:
         progress: dg.ResourceParam[Progress],
     ) -> dg.MaterializeResult:
         with Step(
-            context, lake, project, table="sequences", code_version=CODE_VERSION, settings=settings(project)
+            context,
+            lake,
+            project,
+            table="sequences",
+            code_version=CODE_VERSION,
+            settings=settings(project),
         ) as step:
             step.note("corpus", content=corpus.fingerprint())
             step.note("tokenizer", content=subject.tokenizer_hash())
@@ -44,6 +49,7 @@ def define(project: Project) -> dg.AssetsDefinition:
                 limit=project.choices.windows,
                 seed=project.choices.seed,
             )
+            step.note_origin(corpus=corpus.provenance())
             written = step.write(made.frame)
         return written.result(
             check("sequences", written.rows),

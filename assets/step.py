@@ -32,7 +32,7 @@ CODE_VERSION_TAG = "dagster/code_version"
 
 
 class Step:
-    """One slice of one table being made."""
+    """One slice of one table being made. `settings` are the choices that its rows depend on."""
 
     def __init__(
         self,
@@ -51,6 +51,7 @@ class Step:
         self.neuron = neuron
         self.code_version = code_version
         self.settings = dict(settings or {})
+        self._origin: dict[str, Any] = {}
         self._context = context
         self._lake = lake
         self._project = project
@@ -87,6 +88,13 @@ class Step:
     def note(self, name: str, *, content: str, version: int | None = None) -> None:
         """Name an input that is not a table of the lake, or was read by other means, by the hash of its content."""
         self._inputs[name] = {"content_hash": content, "version": version}
+
+    def note_origin(self, **origin: Mapping[str, Any]) -> None:
+        """Record where the model or the text is from, down to file hashes and number format.
+
+        It stands beside the environment and is no part of the key: what matters of it enters by an input's content.
+        """
+        self._origin |= {name: dict(value) for name, value in origin.items()}
 
     def input_hash(self, name: str) -> str:
         """The content hash of an input that was read or noted."""
@@ -148,7 +156,7 @@ class Step:
             "inputs": json.dumps(self._inputs, sort_keys=True),
             "settings": json.dumps(self.settings, sort_keys=True),
             "code": json.dumps({**self._project.code, "code_version": self.code_version}, sort_keys=True),
-            "environment": json.dumps(dict(self._project.environment), sort_keys=True),
+            "environment": json.dumps({**self._project.environment, **self._origin}, sort_keys=True, default=str),
             "usage": json.dumps(asdict(usage), sort_keys=True, default=dict),
             "started_at": self._started,
             "finished_at": datetime.now(UTC),

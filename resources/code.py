@@ -3,6 +3,7 @@
 What cannot be found out is written as "unknown", so that an audit sees that it was not known.
 """
 
+import hashlib
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +14,7 @@ PACKAGES = ("dagster", "deltalake", "numpy", "openai", "polars", "pydantic", "to
 
 
 def code() -> dict[str, Any]:
-    """Package version, git commit, and whether files differ from that commit."""
+    """Package version, git commit, whether files differ from that commit, and the hash of the lock file."""
     folder = Path(__file__).resolve().parent.parent
     commit = _git(folder, "rev-parse", "HEAD") if (folder / ".git").exists() else None
     changed = _git(folder, "status", "--porcelain", "--untracked-files=no") if commit else None
@@ -21,6 +22,7 @@ def code() -> dict[str, Any]:
         "package": _version("neuronledger"),
         "git_commit": commit or "unknown",
         "changed": "unknown" if changed is None else bool(changed),
+        "lock": _hash(folder / "requirements.lock"),
     }
 
 
@@ -32,6 +34,11 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "packages": {name: _version(name) for name in PACKAGES},
     }
+
+
+def _hash(path: Path) -> str:
+    """The tagged hash of the list of pinned packages; they may not be those that are installed."""
+    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" if path.is_file() else "unknown"
 
 
 def _version(package: str) -> str:
