@@ -34,7 +34,7 @@ types: .venv/.installed
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find assets benchmarks explorer pipeline resources tests -name __pycache__ -prune -exec rm -rf {} +
+	find $(wildcard assets benchmarks explorer pipeline resources tests) -name __pycache__ -prune -exec rm -rf {} +
 
 # A script of an environment holds the path where it was made, so a folder that was moved needs a new one, and so does
 # a Python that is gone.

@@ -686,5 +686,5 @@ def _datasets(name: str) -> Any:
     except ImportError:
         raise CorpusError(
             f"there is no file or folder `{name}` (read from {Path.cwd()}); as a Hugging Face dataset it needs the "
-            "package `datasets`: run `pip install datasets`, or give a path, a glob or `demo`"
+            "package `datasets`: run `pip install 'neuronledger[hub]'`, or give a path, a glob or `demo`"
         ) from None

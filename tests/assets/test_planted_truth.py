@@ -318,6 +318,8 @@ def test_one_neuron_recomputed_alone_comes_out_the_same_and_leaves_all_others_al
 
 
 def test_a_run_in_which_dagster_skipped_a_step_is_not_called_done(ledger, tmp_path):
-    with copied(ledger, tmp_path, ScriptedLanguageModel(ledger.planted)) as copy:
-        with pytest.raises(NeuronLedgerError, match="capture not made"):
-            copy.make("subject_layers", *CAPTURE, layers=(0, 1))
+    with (
+        copied(ledger, tmp_path, ScriptedLanguageModel(ledger.planted)) as copy,
+        pytest.raises(NeuronLedgerError, match="capture not made"),
+    ):
+        copy.make("subject_layers", *CAPTURE, layers=(0, 1))

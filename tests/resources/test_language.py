@@ -282,12 +282,14 @@ def test_an_endpoint_that_cannot_be_used_is_an_error_with_a_remedy_and_loses_no_
 def test_requests_under_way_when_the_endpoint_becomes_unusable_are_kept(ask, tmp_path):
     with (
         Endpoint(script=["401"], seconds=0.1) as endpoint,
-        pytest.raises(LanguageModelError, match="3 of 10 replies are kept"),
+        pytest.raises(LanguageModelError, match="of 10 replies are kept") as caught,
     ):
         ask(endpoint.url, concurrency=4).answer(questions(0, 10), run_id="r")
 
-    assert endpoint.asked.total() == 4
-    assert len(calls(tmp_path)) == 3
+    # How many were under way when the refusal came is the machine's affair.
+    kept = len(calls(tmp_path))
+    assert kept == endpoint.asked.total() - 1
+    assert f"{kept} of 10 replies are kept" in str(caught.value)
 
 
 def test_a_server_that_is_not_there_is_an_error_and_not_a_thousand_failed_requests(ask):
