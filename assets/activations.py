@@ -6,7 +6,7 @@ A range of layers is one run and one pass. Each layer still gets its own event a
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import numpy as np
@@ -22,6 +22,9 @@ from pipeline.activations import statistics as statistic_rows
 from pipeline.associations import associations, corpus_tokens
 from pipeline.checks import Finding, check
 from pipeline.ports import Lake, Progress, SubjectModel
+
+if TYPE_CHECKING:
+    from pipeline.reduction import LayerReduction
 
 CODE_VERSION = "1"
 TABLES = ("activations", "neuron_statistics", "token_associations")
@@ -123,11 +126,14 @@ def define(project: Project) -> dg.AssetsDefinition:
 
 def _streamed(
     subject: SubjectModel, plan: streaming.Plan, layers: Sequence[int], *, seed: int, progress: Progress
-) -> dict[int, streaming.LayerReduction]:
+) -> "dict[int, LayerReduction]":
     """Every window through the subject once, each layer reduced as it comes."""
+    # Not at the top: whoever only reads the definitions needs no torch.
+    from pipeline.reduction import LayerReduction
+
     sites = subject.layers()
     reductions = {
-        layer: streaming.LayerReduction(
+        layer: LayerReduction(
             plan,
             layer=layer,
             n_neurons=sites[layer].n_neurons,

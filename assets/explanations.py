@@ -47,8 +47,8 @@ def make(
         settings=settings(project),
     ) as step:  # fmt: skip
         sequences, exemplars = step.read("sequences"), step.read("exemplars")
-        dead = step.read("neuron_statistics").select("layer", "neuron", "dead")
-        rows = baseline_rows(step.read("token_associations"), exemplars, token_texts(sequences), dead=dead)
+        statistics = step.read("neuron_statistics")
+        rows = baseline_rows(step.read("token_associations"), exemplars, token_texts(sequences), statistics=statistics)
         usage = Usage()
         if (model := project.choices.explainer) is not None:
             asked = written_by_model.requests(

@@ -16,9 +16,11 @@ from pipeline.ports import Lake
 
 START_TAG = "dagster/asset_partition_range_start"
 END_TAG = "dagster/asset_partition_range_end"
+CAPTURE = ("activations", "neuron_statistics", "token_associations")
+FIRST_HOPS = ("sequences", "subject_layers", *CAPTURE)
 LAST_HOPS = ("exemplars", "explanations", "simulations", "scores")
 NEURON_HOPS = tuple(f"neuron_{table}" for table in LAST_HOPS)
-CAPTURE = ("activations", "neuron_statistics", "token_associations")
+INTERRUPTS = ("KeyboardInterrupt", dg.DagsterExecutionInterruptedError.__name__)
 
 
 def materialize(
@@ -33,6 +35,7 @@ def materialize(
 
     Raises:
         NeuronLedgerError: the run failed; the message is that of the step's own error.
+        KeyboardInterrupt: Ctrl-C came while it ran.
     """
     keys = [dg.AssetKey(name) for name in assets]
     definition = definitions.resolve_implicit_global_asset_job_def()
@@ -52,6 +55,8 @@ def materialize(
         raise_on_error=False,
     )
     if not result.success:
+        if _interrupted(result):
+            raise KeyboardInterrupt
         raise failure(result)
     if skipped := [
         str(event.step_key) for event in result.all_events if event.event_type == dg.DagsterEventType.STEP_SKIPPED
@@ -69,6 +74,13 @@ def failure(result: dg.ExecuteInProcessResult) -> NeuronLedgerError:
                 error = error.cause
             return NeuronLedgerError(f"{event.step_key}: {error.message.strip()}")
     return NeuronLedgerError(f"run {result.run_id} failed; see it in the Dagster UI")
+
+
+def _interrupted(result: dg.ExecuteInProcessResult) -> bool:
+    """Whether Ctrl-C ended a run: Dagster catches it, and calls the run failed."""
+    ends = [event for event in result.all_events if event.event_type == dg.DagsterEventType.RUN_FAILURE]
+    errors = [event.job_failure_data.error for event in ends]
+    return any(error and error.cls_name in INTERRUPTS for error in errors)
 
 
 def _failed_checks(result: dg.ExecuteInProcessResult) -> str:
@@ -95,12 +107,6 @@ class Outcome:
     made: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     """For each slice that failed, why."""
-    layers_failed: set[int] = field(default_factory=set)
-    """Layers whose activations could not be made."""
-
-    def failed_before(self, layer: int) -> bool:
-        """Whether something that this layer's exemplars need could not be made."""
-        return "sequences" in self.failed or layer in self.layers_failed
 
 
 @dataclass(frozen=True)
@@ -119,16 +125,17 @@ class Runner:
         outcome = Outcome()
         if self._not_fresh(layers, "sequences"):
             self._make(outcome, "sequences", ["sequences"])
-        if stale := self._not_fresh(layers, "subject_layers"):
-            for neighbours in contiguous(stale):
-                self._make(outcome, f"subject_layers {named(neighbours)}", ["subject_layers"], layers=neighbours)
-        if "sequences" not in outcome.failed and (stale := self._not_fresh(layers, *CAPTURE)):
-            for neighbours in contiguous(stale):
+        for neighbours in contiguous(self._not_fresh(layers, "subject_layers")):
+            self._make(outcome, f"subject_layers {named(neighbours)}", ["subject_layers"], layers=neighbours)
+        # What is not fresh by now could not be made, and nothing may be made from it.
+        ready = set(layers) - set(self._not_fresh(layers, "subject_layers"))
+        if not self._not_fresh(layers, "sequences"):
+            for neighbours in contiguous([layer for layer in self._not_fresh(layers, *CAPTURE) if layer in ready]):
                 self._make(outcome, f"activations {named(neighbours)}", CAPTURE, layers=neighbours)
         for layer in layers:
-            states = {state.table: state.status for state in self.states([layer]) if state.table in LAST_HOPS}
+            states = {state.table: state.status for state in self.states([layer])}
             first = next((place for place, table in enumerate(LAST_HOPS) if states[table] != "fresh"), None)
-            if first is not None and not outcome.failed_before(layer):
+            if first is not None and all(states[table] == "fresh" for table in FIRST_HOPS):
                 self._make(outcome, f"{LAST_HOPS[first]} to scores {named([layer])}", LAST_HOPS[first:], layers=[layer])
         if outcome.made:
             self._make(outcome, "layer_summary", ["layer_summary"])
@@ -167,7 +174,6 @@ class Runner:
             materialize(self.definitions, self.instance, assets, layers=layers, neuron=neuron)
         except NeuronLedgerError as error:
             outcome.failed[name] = str(error)
-            outcome.layers_failed.update(layers)
         else:
             outcome.made.append(name)
 

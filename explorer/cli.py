@@ -7,10 +7,11 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -24,8 +25,9 @@ from resources.settings import FILE, Settings, load
 
 if TYPE_CHECKING:
     from assets.freshness import Outside
+    from assets.project import Project
     from assets.run import Outcome
-    from pipeline.ports import SubjectModel
+    from pipeline.ports import Lake, SubjectModel
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,7 +52,7 @@ def reported(command: Callable[P, T]) -> Callable[P, T]:
         try:
             return command(*args, **kwargs)
         except NeuronLedgerError as error:
-            click.echo(f"Error: {error}", err=True)
+            _complain(str(error))
             sys.exit(WRONG_USE if isinstance(error, SettingsError) else FAILED)
         except KeyboardInterrupt:
             click.echo("Stopped. What was finished is kept; the same command goes on from there.", err=True)
@@ -76,9 +78,11 @@ def main() -> None:
 @reported
 def demo(**flags: Any) -> None:
     """The whole pipeline on a model and texts that are installed with it: no key, no GPU, no network."""
-    settings = load(**{**flags, "subject": "demo", "corpus": "demo"})
+    chosen = load(**flags)
+    flags |= {name: "demo" for name in ("subject", "corpus") if getattr(chosen, name) != "demo"}
+    settings = load(**flags)
     _run(settings, layers=None)
-    _finished(settings)
+    _finished(settings, flags)
 
 
 @main.command()
@@ -95,7 +99,7 @@ def run(wanted: str | None, neurons: str | None, **flags: Any) -> None:
         _recompute(settings, neurons)
     else:
         _run(settings, layers=wanted)
-        _finished(settings)
+        _finished(settings, flags)
 
 
 @main.command()
@@ -255,27 +259,28 @@ def _recompute(settings: Settings, names: str) -> None:
 
 def _stop_if_failed(outcome: "Outcome") -> None:
     for name, why in outcome.failed.items():
-        click.echo(f"Error: {name}: {why}", err=True)
+        _complain(f"{name}: {why}")
     if outcome.failed:
         sys.exit(IN_PART if outcome.made else FAILED)
 
 
-def _same_subject(lake: Any, project: Any, settings: Settings) -> None:
-    """Refuse to mix two models of different shape in one lake."""
-    import polars as pl
+def _complain(words: str) -> None:
+    """One line on standard error. Words of files and endpoints may stand in it."""
+    from explorer.terminal import harmless
 
-    known = lake.scan("subject_layers").select("layer", "subject", "n_neurons").collect()
-    other = known.filter(
-        pl.struct("layer", "n_neurons").map_elements(
-            lambda row: row["layer"] >= len(project.n_neurons) or project.n_neurons[row["layer"]] != row["n_neurons"],
-            return_dtype=pl.Boolean,
-        )
-    )
-    if len(other):
-        raise SettingsError(
-            f"the lake {settings.lake_uri} holds {other.item(0, 'subject')!r}, a model of another shape than "
-            f"{settings.subject!r}; give another --lake"
-        )
+    click.echo(f"Error: {harmless(words)}", err=True)
+
+
+def _same_subject(lake: "Lake", project: "Project", settings: Settings) -> None:
+    """Refuse to mix two models of different shape in one lake."""
+    shape = dict(enumerate(project.n_neurons))
+    known = lake.read("subject_layers").select("layer", "n_neurons", "subject")
+    for layer, n_neurons, subject in known.iter_rows():
+        if shape.get(layer) != n_neurons:
+            raise SettingsError(
+                f"the lake {settings.lake_uri} holds {subject!r}, a model of another shape than "
+                f"{settings.subject!r}; give another --lake"
+            )
 
 
 def _outside(settings: Settings, subject: "SubjectModel") -> "Outside":
@@ -289,23 +294,23 @@ def _outside(settings: Settings, subject: "SubjectModel") -> "Outside":
     )
 
 
-def _finished(settings: Settings) -> None:
+def _finished(settings: Settings, flags: Mapping[str, Any]) -> None:
     """What was found, where it is, and what to type next."""
     from assets.definitions import open_lake
     from explorer import neuron as neurons
     from explorer import terminal
     from pipeline.summary import MAIN, best
+    from resources.delta import collect
 
     lake, console = open_lake(settings), _console()
-    statistics = lake.scan("neuron_statistics").select("layer", "neuron", "dead").collect()
-    explanations = lake.scan("explanations").select("layer", "neuron", "polarity", "explanation_id", "text").collect()
-    scores = (
+    statistics = collect(lake.scan("neuron_statistics").select("layer", "neuron", "dead"))
+    explanations = collect(lake.scan("explanations").select("layer", "neuron", "polarity", "explanation_id", "text"))
+    scores = collect(
         lake.scan("scores")
         .filter(MAIN)
         .select(
             "layer", "neuron", "polarity", "explanation_id", "method", "scorer", "split", "value", "ci_low", "ci_high"
         )
-        .collect()
     )
     console.print()
     console.print(terminal.layers(statistics, explanations, scores))
@@ -318,7 +323,7 @@ def _finished(settings: Settings) -> None:
     console.print("\n[bold]The best-explained neurons[/]")
     found = [neurons.read(lake, row["layer"], row["neuron"]) for row in top.iter_rows(named=True)]
     console.print(terminal.best_neurons(found, scores, explanations, colour=console.color_system is not None))
-    command, chosen = _command(), _flags(settings)
+    command, chosen = _command(), _typed(flags)
     example = f"{top.item(0, 'layer')}:{top.item(0, 'neuron')}" if len(top) else "0:0"
     console.print(Text(f"lake             {settings.lake_uri}"))
     console.print(Text(f"one neuron       {command} show {example}{chosen}"))
@@ -334,18 +339,10 @@ def _command() -> str:
     return str(used.relative_to(Path.cwd()) if used.is_relative_to(Path.cwd()) else used)
 
 
-def _flags(settings: Settings) -> str:
-    """The flags that make another command look at the same lake."""
-    flags = ""
-    if settings.subject != Settings.model_fields["subject"].default:
-        flags += f" --subject {settings.subject}"
-    if settings.corpus != Settings.model_fields["corpus"].default:
-        flags += f" --corpus {settings.corpus}"
-    if settings.windows != Settings.model_fields["windows"].default:
-        flags += f" --windows {settings.windows}"
-    if settings.lake is not None:
-        flags += f" --lake {settings.lake}"
-    return flags
+def _typed(flags: Mapping[str, Any]) -> str:
+    """Those flags that were given, as they are typed: with them another command has the same settings."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    return "".join(f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given.items())
 
 
 def _console() -> Console:

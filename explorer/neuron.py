@@ -1,6 +1,7 @@
 """Everything that the lake knows of one neuron, gathered for whoever looks: terminal, JSON, and later pages."""
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from pipeline.ports import Lake
 from pipeline.summary import MAIN
 from pipeline.tables import MISSING
 from pipeline.texts import display, token_texts
+from resources.delta import collect
 
 HOPS = (
     "sequences", "subject_layers", "activations", "neuron_statistics", "token_associations",
@@ -70,7 +72,8 @@ class Neuron:
 
     def as_json(self) -> str:
         """The whole of it as JSON."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False, default=str)
+        # In ASCII, because some terminals obey control characters above it too.
+        return json.dumps(asdict(self), indent=2, default=str)
 
 
 def parse(name: str) -> tuple[int, int]:
@@ -79,10 +82,10 @@ def parse(name: str) -> tuple[int, int]:
     Raises:
         SettingsError: the name is not of this form.
     """
-    layer, colon, neuron = name.partition(":")
-    if not colon or not (layer.isascii() and layer.isdigit() and neuron.isascii() and neuron.isdigit()):
+    found = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", name)
+    if not found:
         raise SettingsError(f"{name!r} is no neuron; write layer:neuron, such as 5:131")
-    return int(layer), int(neuron)
+    return int(found[1]), int(found[2])
 
 
 def read(lake: Lake, layer: int, neuron: int) -> Neuron:
@@ -99,7 +102,7 @@ def read(lake: Lake, layer: int, neuron: int) -> Neuron:
     exemplars, explanations = lake.read("exemplars", **at), lake.read("explanations", **at)
     scores, associations = lake.read("scores", **at), lake.read("token_associations", **at)
     wanted = exemplars.get_column("sequence_id").unique().to_list()
-    sequences = lake.scan("sequences").collect()
+    sequences = lake.read("sequences")
     texts = display(sequences.filter(pl.col("sequence_id").is_in(wanted)))
     documents = dict(sequences.select("sequence_id", "document_id").iter_rows())
     words = token_texts(sequences)
@@ -208,9 +211,7 @@ def _chain(lake: Lake, layer: int, neuron: int) -> list[dict[str, Any]]:
 
 
 def _not_there(lake: Lake, layer: int, neuron: int) -> str:
-    sites = (
-        lake.scan("neuron_statistics").select("layer", "neuron").group_by("layer").agg(pl.col("neuron").max()).collect()
-    )
+    sites = collect(lake.scan("neuron_statistics").group_by("layer").agg(pl.col("neuron").max()))
     if sites.is_empty():
         return f"the lake {lake.uri} has no neurons yet; run `neuronledger run` first"
     last = dict(sites.iter_rows())

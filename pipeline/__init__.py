@@ -3,7 +3,7 @@
 The hops, in order:
 
     sequences      text           -> windows of tokens, each document in one split
-    activations    windows, model -> the records worth keeping, and statistics of each neuron
+    activations    windows, model -> the records worth keeping, and statistics of each neuron (`capture`, `reduction`)
     associations   windows, model -> what each neuron does on each token
     exemplars      records        -> those to show, and those to score on
     explanations   shown records  -> words

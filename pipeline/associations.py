@@ -96,10 +96,12 @@ def _highest(strength: NDArray[np.float32]) -> NDArray[np.int64]:
     k = min(STRONGEST, len(strength))
     if not k:
         return np.empty(0, np.int64)
-    token = np.argpartition(-strength, k - 1, axis=0)[:k]
-    neuron = np.broadcast_to(np.arange(strength.shape[1]), token.shape)
-    real = np.isfinite(np.take_along_axis(strength, token, axis=0))
-    return (neuron.astype(np.int64) * len(strength) + token)[real]
+    weakest = np.partition(strength, len(strength) - k, axis=0)[len(strength) - k]
+    above, equal = strength > weakest, strength == weakest
+    # Of equals the lower tokens: which ones a partition keeps differs between processors.
+    first = np.cumsum(equal, axis=0, dtype=np.int32) <= k - above.sum(axis=0)
+    token, neuron = np.nonzero((above | (equal & first)) & np.isfinite(strength))
+    return neuron * len(strength) + token
 
 
 def _rows(  # noqa: PLR0917 (private, and each is another kind of array)

@@ -13,7 +13,7 @@ import polars as pl
 
 from pipeline.associations import SEEN_OFTEN
 from pipeline.exemplars import relisted
-from pipeline.provenance import identities, list_hashes, short
+from pipeline.provenance import content_hash, identities, list_hashes, short
 
 METHODS = ("token-lookup", "token-linear")
 WORDS = 10
@@ -21,16 +21,21 @@ WORDS = 10
 
 
 def explanations(
-    associations: pl.DataFrame, exemplars: pl.DataFrame, texts: dict[int, str], *, dead: pl.DataFrame
+    associations: pl.DataFrame, exemplars: pl.DataFrame, texts: dict[int, str], *, statistics: pl.DataFrame
 ) -> pl.DataFrame:
     """The `explanations` rows of both baselines for the neurons in `associations`, without `run_id`.
 
-    `texts` says how each token looks, `dead` has columns neuron and dead. A neuron without exemplars, or that never
-    fires, gets a null with the reason.
+    `texts` says how each token looks. A neuron without exemplars, or that never fires in this polarity, gets a null with
+    the reason.
     """
     state = (
         associations.select("layer", "neuron", "polarity")
-        .join(dead, on=["layer", "neuron"], how="left")
+        .join(
+            statistics.select("layer", "neuron", "minimum", "maximum"),
+            on=["layer", "neuron"],
+            how="left",
+            maintain_order="left",
+        )
         .join(
             exemplars.group_by("layer", "neuron", "polarity").agg(
                 (pl.col("split") == "explain").any().alias("shown"),
@@ -39,13 +44,15 @@ def explanations(
             ),
             on=["layer", "neuron", "polarity"],
             how="left",
+            maintain_order="left",
         )
     )
     frames: list[pl.DataFrame] = []
     for method, values in (("token-lookup", "means"), ("token-linear", "weights")):
         no_form = associations.get_column(values).is_null()
+        silent = pl.when(pl.col("polarity") == "-").then(pl.col("minimum") >= 0).otherwise(pl.col("maximum") <= 0)
         reason = (
-            pl.when(pl.col("dead"))
+            pl.when(silent)
             .then(pl.lit("dead_neuron"))
             .when(~pl.col("shown").fill_null(value=False) | ~pl.col("scored").fill_null(value=False))
             .then(pl.lit("no_exemplars"))
@@ -68,8 +75,9 @@ def explanations(
         made_from = frame.select(
             "layer", "neuron", "polarity", "method", pl.col("missing_because").fill_null("")
         ).with_columns(
-            pl.Series("tokens", list_hashes(associations.get_column("token_ids"))),
-            pl.Series("values", list_hashes(content)),
+            pl.Series("tokens", list_hashes(associations.get_column("token_ids")), dtype=pl.String),
+            pl.Series("values", list_hashes(content), dtype=pl.String),
+            pl.Series("text", [content_hash(text) for text in frame.get_column("text")], dtype=pl.String),
         )
         frames.append(frame.with_columns(pl.Series("identity", identities("explanation", made_from), dtype=pl.String)))
     return pl.concat(frames).with_columns(
@@ -106,13 +114,17 @@ def _simulated(
     explanations: pl.DataFrame, scored: pl.DataFrame, associations: pl.DataFrame, values: str, scale: str
 ) -> pl.DataFrame:
     at = ["layer", "neuron", "polarity"]
-    rows = explanations.select(*at, "explanation_id", "method", pl.col("identity").alias("explanation")).join(
-        scored.select(
-            *at, "exemplar_id", "stratum", "rank", "token_ids", "activations", pl.col("identity").alias("exemplar")
-        ),
-        on=at,
-        how="inner",
-        maintain_order="left_right",
+    rows = (
+        explanations.select(*at, "explanation_id", "method", pl.col("identity").alias("explanation"))
+        .join(
+            scored.select(
+                *at, "exemplar_id", "stratum", "rank", "token_ids", "activations", pl.col("identity").alias("exemplar")
+            ),
+            on=at,
+            how="inner",
+            maintain_order="left_right",
+        )
+        .join(associations.select(*at, "fallback"), on=at, how="left", maintain_order="left")
     )
     sign = pl.when(pl.col("polarity") == "-").then(-1.0).otherwise(1.0).cast(pl.Float32)
     table = (
@@ -120,11 +132,18 @@ def _simulated(
     )
     flat = (
         rows.select(
-            pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"), *at, "token_ids", pl.col("activations").alias("true")
+            pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"),
+            *at,
+            "fallback",
+            "token_ids",
+            pl.col("activations").alias("true"),
         )
         .explode("token_ids", "true")
         .join(table, on=[*at, "token_ids"], how="left", maintain_order="left")
-        .with_columns((pl.col(values) * sign).alias("expected"), (pl.col("true") * sign).alias("true"))
+        .with_columns(
+            (pl.coalesce(values, *(["fallback"] if values == "means" else [])) * sign).alias("expected"),
+            (pl.col("true") * sign).alias("true"),
+        )
     )
     lengths = rows.get_column("token_ids").list.len()
     made_from = rows.select("explanation", "exemplar")

@@ -62,18 +62,18 @@ def _sequences(rows: pl.DataFrame) -> list[Finding]:
 
 
 def _activations(rows: pl.DataFrame, *, sequences: pl.DataFrame, n_neurons: int) -> list[Finding]:
-    missing = n_neurons - rows.get_column("neuron").n_unique()
+    missing = len(set(range(n_neurons)).symmetric_difference(rows.get_column("neuron")))
     lengths = rows.select("sequence_id", pl.col("activations").list.len().alias("n")).join(
         sequences.select("sequence_id", pl.col("token_ids").list.len().alias("tokens")), on="sequence_id", how="left"
     )
     unequal = lengths.filter(pl.col("n").ne_missing(pl.col("tokens"))).height
-    at_peak = pl.col("activations").list.get(pl.col("peak_token"))
+    at_peak = pl.col("activations").list.get(pl.col("peak_token"), null_on_oob=True)
     extreme = (
         pl.when(pl.col("polarity") == "+")
         .then(pl.col("activations").list.max())
         .otherwise(pl.col("activations").list.min())
     )
-    wrong = rows.filter((pl.col("peak") != at_peak) | (pl.col("peak") != extreme)).height
+    wrong = rows.filter(pl.col("peak").ne_missing(at_peak) | pl.col("peak").ne_missing(extreme)).height
     return [
         Finding(
             "every_neuron_is_there", missing == 0, f"{missing:,} of {n_neurons:,} neurons missing", {"missing": missing}
@@ -88,7 +88,7 @@ def _activations(rows: pl.DataFrame, *, sequences: pl.DataFrame, n_neurons: int)
 
 
 def _per_neuron(rows: pl.DataFrame, *, n_neurons: int) -> list[Finding]:
-    missing = n_neurons - rows.get_column("neuron").n_unique()
+    missing = len(set(range(n_neurons)).symmetric_difference(rows.get_column("neuron")))
     return [
         Finding(
             "every_neuron_is_there", missing == 0, f"{missing:,} of {n_neurons:,} neurons missing", {"missing": missing}
@@ -163,15 +163,9 @@ def _simulations(rows: pl.DataFrame, *, explanations: pl.DataFrame, exemplars: p
 def _scores(rows: pl.DataFrame, *, simulations: pl.DataFrame, explanations: pl.DataFrame, seed: int) -> list[Finding]:
     again = scores(simulations, explanations, seed=seed)
     key = ["explanation_id", "simulator", "scorer", "split"]
-    both = rows.select(*key, "value", "ci_low", "ci_high", "missing_because").join(
-        again.select(*key, "value", "ci_low", "ci_high", "missing_because"), on=key, how="full", suffix="_again"
-    )
-    differ = both.filter(
-        pl.any_horizontal(
-            pl.col(name).ne_missing(pl.col(f"{name}_again"))
-            for name in ("value", "ci_low", "ci_high", "missing_because")
-        )
-    ).height
+    numbers = [name for name in again.columns if name not in key]
+    both = rows.select(*key, *numbers).join(again, on=key, how="full", suffix="_again")
+    differ = both.filter(pl.any_horizontal(pl.col(name).ne_missing(pl.col(f"{name}_again")) for name in numbers)).height
     return [
         Finding("score_is_reproduced", differ == 0, f"{differ:,} scores differ when recomputed", {"differ": differ})
     ]

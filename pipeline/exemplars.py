@@ -49,8 +49,8 @@ def exemplars(records: pl.DataFrame, sequences: pl.DataFrame) -> pl.DataFrame:
     )
     rows = rows.with_columns(_scaled(rows).alias("scaled_activations"))
     made_from = rows.select("layer", "neuron", "polarity", "split", "stratum", "rank", "sequence").with_columns(
-        pl.Series("activations", list_hashes(rows.get_column("activations"))),
-        pl.Series("scaled", list_hashes(rows.get_column("scaled_activations"))),
+        pl.Series("activations", list_hashes(rows.get_column("activations")), dtype=pl.String),
+        pl.Series("scaled", list_hashes(rows.get_column("scaled_activations")), dtype=pl.String),
     )
     made = identities("exemplar", made_from)
     return rows.drop("sequence", "peak").with_columns(

@@ -11,6 +11,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import polars as pl
@@ -73,10 +74,7 @@ def list_hashes(series: pl.Series) -> list[str]:
     width = flat.dtype.itemsize
     data = flat.tobytes()
     ends = series.list.len().fill_null(0).cum_sum().to_list()
-    starts = [0, *ends[:-1]]
-    return [
-        hashlib.sha256(data[start * width : end * width]).hexdigest() for start, end in zip(starts, ends, strict=True)
-    ]
+    return [hashlib.sha256(data[start * width : end * width]).hexdigest() for start, end in pairwise([0, *ends])]
 
 
 def short(tagged: str) -> str:
@@ -92,7 +90,9 @@ def frame_hash(frame: pl.DataFrame, *, key: Sequence[str], ignore: Iterable[str]
     """
     columns = sorted(set(frame.columns) - set(ignore))
     rows = frame.select(columns).sort(list(key))
-    digest = hashlib.sha256(canonical_json([[name, str(rows.schema[name])] for name in columns]).encode("ascii"))
+    digest = hashlib.sha256(
+        canonical_json([len(rows), [[name, str(rows.schema[name])] for name in columns]]).encode("ascii")
+    )
     for name in columns:
         _hash_series(digest, rows.get_column(name))
     return TAG + digest.hexdigest()

@@ -32,7 +32,8 @@ def scores(simulations: pl.DataFrame, explanations: pl.DataFrame, *, seed: int) 
     An explanation that is missing has missing scores, for the same reason. `seed` draws the resamples, the same ones
     for every neuron, so that one neuron alone scores as it does among others.
     """
-    frames = [_missing(explanations.filter(pl.col("text").is_null()))]
+    grid = explanations.join(pl.DataFrame({"split": list(SETS)}), how="cross", maintain_order="left_right")
+    frames = [_missing(grid.filter(pl.col("text").is_null()))]
     methods = explanations.select("layer", "explanation_id", "method")
     for name, strata in SETS.items():
         rows = simulations.filter(pl.col("stratum").is_in(strata)).join(
@@ -41,18 +42,15 @@ def scores(simulations: pl.DataFrame, explanations: pl.DataFrame, *, seed: int) 
         frames.append(_scored(rows, name, seed=seed))
     frame = pl.concat(frames)
     answered = frame.select("layer", "explanation_id", "split").unique()
-    unsimulated = explanations.filter(pl.col("text").is_not_null()).join(
-        answered, on=["layer", "explanation_id"], how="anti"
+    unsimulated = grid.filter(pl.col("text").is_not_null()).join(
+        answered, on=["layer", "explanation_id", "split"], how="anti", maintain_order="left"
     )
     frame = pl.concat([frame, _missing(unsimulated.with_columns(pl.lit("no_simulation").alias("missing_because")))])
     return _with_baselines(frame)
 
 
 def _missing(explanations: pl.DataFrame) -> pl.DataFrame:
-    """One row for each scorer and set of every explanation that could not be simulated."""
-    grid = pl.DataFrame(
-        [(scorer, name) for scorer in SCORERS for name in SETS], schema=["scorer", "split"], orient="row"
-    )
+    """One row for each scorer of every explanation and set (`split`) without a simulation."""
     rows = explanations.select(
         "layer",
         "neuron",
@@ -60,15 +58,16 @@ def _missing(explanations: pl.DataFrame) -> pl.DataFrame:
         "explanation_id",
         "method",
         "missing_because",
+        "split",
         pl.col("identity").alias("explanation"),
-    ).join(grid, how="cross")
+    ).join(pl.DataFrame({"scorer": SCORERS}), how="cross", maintain_order="left_right")
     made_from = rows.select("explanation", "scorer", "split")
     return rows.select(
         "layer", "neuron", "polarity", "explanation_id", "method",
         pl.lit("none").alias("simulator"), "scorer", "split",
         pl.lit(None, pl.Float64).alias("value"), "missing_because",
         pl.lit(None, pl.Float64).alias("ci_low"), pl.lit(None, pl.Float64).alias("ci_high"),
-        pl.lit(0, pl.Int32).alias("n_sequences"), pl.lit(0, pl.Int32).alias("n_tokens"), pl.lit(0, pl.Int32).alias("n_failed"),
+        pl.lit(0, pl.Int32).alias("n_sequences"), pl.lit(0, pl.Int64).alias("n_tokens"), pl.lit(0, pl.Int32).alias("n_failed"),
         pl.Series("identity", identities("score", made_from, formula_version=FORMULA_VERSION), dtype=pl.String),
     )  # fmt: skip
 
@@ -80,7 +79,7 @@ def _scored(rows: pl.DataFrame, split: str, *, seed: int) -> pl.DataFrame:
     groups = rows.group_by(at, maintain_order=True).agg(
         pl.col("expected").is_null().sum().cast(pl.Int32).alias("n_failed"),
         pl.col("expected").is_not_null().sum().cast(pl.Int32).alias("n_sequences"),
-        pl.col("expected").list.len().sum().cast(pl.Int32).alias("n_tokens"),
+        pl.col("expected").list.len().sum().cast(pl.Int64).alias("n_tokens"),
         pl.col("identity").str.join("\n").alias("simulations"),
         pl.col("missing_because").drop_nulls().mode().sort().first().alias("failure"),
     )
@@ -153,7 +152,7 @@ def _formulas(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """The four scores from sums over tokens (..., 10); NaN where one is undefined."""
     n, dy, ds, dyy, dss, dys, yy, error, absolute, absolute_error = np.moveaxis(sums, -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        variance_y, variance_s = dyy - dy * dy / n, dss - ds * ds / n
+        variance_y, variance_s = _varied(dyy, dyy - dy * dy / n), _varied(dss, dss - ds * ds / n)
         correlation = (dys - dy * ds / n) / np.sqrt(variance_y * variance_s)
         result = np.stack(
             [
@@ -165,6 +164,11 @@ def _formulas(sums: NDArray[np.float64]) -> NDArray[np.float64]:
             axis=-1,
         )
     return np.where(np.isfinite(result), result, np.nan)
+
+
+def _varied(squares: NDArray[np.float64], spread: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The spread of a resample about its own mean, NaN where it is only what rounding leaves of one that is constant."""
+    return np.where(spread > 1e-12 * squares, spread, np.nan)
 
 
 def _interval(

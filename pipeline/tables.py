@@ -92,6 +92,8 @@ class Table:
                 raise LakeError(f"`{self.name}.{name}` must be {column.type}, not {frame.schema[name]}")
             if not column.nullable and (nulls := frame.get_column(name).null_count()):
                 raise LakeError(f"`{self.name}.{name}` is null in {nulls:,} of {len(frame):,} rows and must not be")
+            if holes := _nulls_in_lists(frame.get_column(name)):
+                raise LakeError(f"`{self.name}.{name}` holds {holes:,} nulls inside its lists and must hold none")
             if wrong := _not_finite(frame.get_column(name)):
                 raise LakeError(f"`{self.name}.{name}` holds {wrong:,} values that are not finite numbers")
         self._check_rows(frame)
@@ -115,6 +117,15 @@ class Table:
                 raise LakeError(
                     f"`{self.name}.{reason}` holds {sorted(strangers)}; known reasons are {sorted(MISSING)}"
                 )
+
+
+def _nulls_in_lists(series: pl.Series) -> int:
+    """How many items of the column's lists are null, at any depth."""
+    found = 0
+    while isinstance(series.dtype, pl.List):
+        series = series.drop_nulls().explode(empty_as_null=False, keep_nulls=False)
+        found += series.null_count()
+    return found
 
 
 def _not_finite(series: pl.Series) -> int:
@@ -351,7 +362,7 @@ scores = Table(
         "ci_low": Column(pl.Float64, "2.5th percentile of a cluster bootstrap by sequence", nullable=True),
         "ci_high": Column(pl.Float64, "97.5th percentile of the same", nullable=True),
         "n_sequences": Column(pl.Int32, "sequences scored"),
-        "n_tokens": Column(pl.Int32, "tokens scored"),
+        "n_tokens": Column(pl.Int64, "tokens scored"),
         "n_failed": Column(pl.Int32, "sequences of the split whose simulation is missing"),
         "token_lookup": Column(pl.Float64, "the same score of the token-lookup baseline", nullable=True),
         "token_linear": Column(pl.Float64, "the same score of the token-linear baseline", nullable=True),

@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from pipeline.errors import SettingsError
@@ -41,6 +41,12 @@ class Settings(BaseSettings):
         None, description="folder or object-store prefix of the tables; `lake/<subject>` by default"
     )
 
+    @field_validator("revision", "explainer", "simulator", "lake", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        """An empty text is no choice, so that a flag can take back what the file says."""
+        return value if value != "" else None
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -70,7 +76,8 @@ class Settings(BaseSettings):
     def for_children(self) -> dict[str, str]:
         """These settings as environment variables, for the processes that Dagster starts."""
         chosen = {
-            f"NEURONLEDGER_{name.upper()}": str(value) for name, value in self.model_dump().items() if value is not None
+            f"NEURONLEDGER_{name.upper()}": "" if value is None else str(value)
+            for name, value in self.model_dump().items()
         }
         return {**chosen, HOME: str(home()), "DAGSTER_HOME": str(self.instance)}
 
@@ -79,15 +86,17 @@ def load(**flags: Any) -> Settings:
     """The settings in force, with those flags that were given (None means not given).
 
     Raises:
-        SettingsError: a value is wrong, or the file has an unknown line.
+        SettingsError: a value is wrong, or the file has an unknown line or cannot be read.
     """
     given = {name: value for name, value in flags.items() if value is not None}
     try:
         return Settings(**given)
     except ValidationError as error:
         raise SettingsError(_sentence(error, given)) from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{home() / FILE} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise SettingsError(f"{home() / FILE} cannot be read: {error.strerror}") from None
 
 
 def home() -> Path:

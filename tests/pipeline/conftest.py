@@ -14,6 +14,7 @@ from pipeline import capture as streaming
 from pipeline.activations import activations, statistics
 from pipeline.associations import associations, corpus_tokens
 from pipeline.exemplars import exemplars
+from pipeline.reduction import LayerReduction
 from pipeline.scores import scores
 from pipeline.texts import token_texts
 
@@ -95,7 +96,7 @@ def captured():
     def build(sequences, arrays, *, layer=3, signed=False, seed=7, batch=4, order=None, fill=torch.nan):
         plan = streaming.plan(sequences)
         n_neurons = arrays[0].shape[1]
-        reduction = streaming.LayerReduction(plan, layer=layer, n_neurons=n_neurons, signed=signed, seed=seed)
+        reduction = LayerReduction(plan, layer=layer, n_neurons=n_neurons, signed=signed, seed=seed)
         batches = list(plan.batches(batch))
         for place in order(len(batches)) if order else range(len(batches)):
             windows = batches[place]
@@ -144,7 +145,7 @@ def made(captured):
         numbers = statistics(capture, plan, **origin)
         table = associations(capture, plan, records, sequences, weights=weights, **origin)
         chosen = exemplars(records, sequences)
-        said = baselines.explanations(table, chosen, token_texts(sequences), dead=numbers.drop("identity"))
+        said = baselines.explanations(table, chosen, token_texts(sequences), statistics=numbers.drop("identity"))
         predicted = baselines.simulations(said, chosen, table)
         frames = {
             "activations": records,

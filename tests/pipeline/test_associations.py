@@ -131,7 +131,6 @@ def test_of_distinct_strengths_the_highest_are_kept(n, seed):
         assert set(token[neuron == column]) == set(np.argsort(strength[:, column])[-STRONGEST:])
 
 
-@pytest.mark.xfail(reason="argpartition keeps an arbitrary one of equals, which differs between processors")
 def test_of_equal_strengths_the_lower_tokens_are_kept():
     strength = np.zeros((5 * STRONGEST, 1), np.float32)
     strength[100] = 1

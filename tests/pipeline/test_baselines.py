@@ -144,7 +144,6 @@ def test_why_there_is_no_explanation(corpus, truth, made):
     assert set(unsigned.simulations["simulator"]) == {"token-lookup"}
 
 
-@pytest.mark.xfail(reason="`dead` is of the neuron, not of its polarity: a side that never fires is `not_seen_firing`")
 def test_a_signed_neuron_is_dead_on_the_side_where_it_never_fires(corpus, truth, made):
     sequences = corpus(("explain", [1, 2]), ("score", [2, 1]))
     arrays = [np.abs(x) + 1 for x in truth(sequences, n_neurons=1)]
@@ -178,7 +177,7 @@ def test_one_neuron_alone_is_explained_and_simulated_as_it_is_among_others(some_
         tables, chosen, gone = (
             frame.filter(pl.col("neuron") == neuron) for frame in (layer.associations, layer.exemplars, dead)
         )
-        said = explanations(tables, chosen, texts, dead=gone)
+        said = explanations(tables, chosen, texts, statistics=gone)
         predicted = simulations(said, chosen, tables)
         for alone, among in ((said, layer.explanations), (predicted, layer.simulations)):
             order = ["method", "polarity"] if "method" in alone.columns else ["identity"]
@@ -193,7 +192,9 @@ def test_shuffled_parents_give_the_same_rows(some_corpus, truth, made):
         return frame.sample(fraction=1, shuffle=True, seed=9)
 
     dead = shuffled(layer.statistics.drop("identity", "run_id"))
-    said = explanations(shuffled(layer.associations), shuffled(layer.exemplars), token_texts(sequences), dead=dead)
+    said = explanations(
+        shuffled(layer.associations), shuffled(layer.exemplars), token_texts(sequences), statistics=dead
+    )
     predicted = simulations(shuffled(said), shuffled(layer.exemplars), shuffled(layer.associations))
 
     assert said.sort("identity").equals(layer.explanations.select(said.columns).sort("identity"))
@@ -211,26 +212,24 @@ def test_other_means_make_another_explanation_and_simulation(some_corpus, truth,
         .alias("means")
     )
 
-    said = explanations(louder, layer.exemplars, token_texts(sequences), dead=dead)
+    said = explanations(louder, layer.exemplars, token_texts(sequences), statistics=dead)
 
     changed = said.filter(~pl.col("identity").is_in(layer.explanations["identity"].to_list()))
     assert changed.select("neuron", "method").rows() == [(2, "token-lookup")]
 
 
-@pytest.mark.xfail(reason="counts and token texts choose the words, but are not in the identity")
 def test_another_text_has_another_identity(some_corpus, truth, made):
     sequences = some_corpus(40)
     layer = made(sequences, truth(sequences))
     dead = layer.statistics.drop("identity", "run_id")
     seen_once_more = layer.associations.with_columns(pl.col("counts").list.eval(pl.element() + 1))
 
-    said = explanations(seen_once_more, layer.exemplars, token_texts(sequences), dead=dead).drop_nulls("text")
+    said = explanations(seen_once_more, layer.exemplars, token_texts(sequences), statistics=dead).drop_nulls("text")
 
     assert not set(said["text"]) & set(layer.explanations["text"])
     assert not set(said["identity"]) & set(layer.explanations["identity"])
 
 
-@pytest.mark.xfail(reason="a token that is not in the neuron's table gives a null inside `expected`")
 def test_a_scored_token_without_a_row_has_the_fallback(some_corpus, truth, made):
     sequences = some_corpus(40)
     layer = made(sequences, truth(sequences))

@@ -102,7 +102,6 @@ def test_a_missing_neuron_is_found(layer, table):
     assert failed(table, rows, layer) == ["every_neuron_is_there"]
 
 
-@pytest.mark.xfail(reason="neurons are counted, not compared with 0 to n - 1")
 @pytest.mark.parametrize("table", ["activations", "neuron_statistics", "token_associations"])
 def test_a_neuron_under_a_wrong_number_is_found(layer, table):
     rows = rows_of(layer, table).with_columns(pl.col("neuron").replace(3, 99))
@@ -135,9 +134,6 @@ def test_a_peak_that_is_not_the_extreme_is_found(layer, column, change, polarity
     assert failed("activations", rows, layer) == ["peak_is_the_extreme"]
 
 
-@pytest.mark.xfail(
-    raises=pl.exceptions.ComputeError, reason="list.get past the end raises instead of failing the check"
-)
 def test_a_peak_past_the_end_is_found(layer):
     rows = altered(layer.activations, "peak_token", lambda _: 99)
     assert failed("activations", rows, layer) == ["peak_is_the_extreme"]
@@ -275,7 +271,6 @@ def test_scores_of_other_simulations_are_found(layer):
     assert failed("scores", layer.scores, layer, simulations=rows) == ["score_is_reproduced"]
 
 
-@pytest.mark.xfail(reason="only value, interval and reason are compared")
 @pytest.mark.parametrize("column", ["n_sequences", "n_tokens", "n_failed", "token_lookup", "token_linear"])
 def test_an_altered_number_beside_a_score_is_found(layer, column):
     rows = altered(layer.scores, column, lambda x: x + 1, pl.col(column).is_not_null())

@@ -93,7 +93,6 @@ def test_a_neuron_without_documents_to_show_has_no_scale(corpus, truth, made):
     assert set(rows["scaled_activations"].explode()) == {0}
 
 
-@pytest.mark.xfail(reason="list_hashes fails for no rows; then a Series of no hashes has type Null")
 def test_a_corpus_with_nothing_to_show_or_score_has_no_exemplars(corpus, truth, made):
     sequences = corpus(("test", [1, 2]), ("calibrate", [3]))
     assert made(sequences, truth(sequences)).exemplars.is_empty()

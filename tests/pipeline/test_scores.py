@@ -203,7 +203,6 @@ def test_the_interval_is_that_of_a_slow_bootstrap_over_sequences_with_the_same_w
             assert high[scorer, split] == pytest.approx(bounds[1, place], abs=1e-9)
 
 
-@pytest.mark.xfail(reason="a resample without variance keeps that of rounding, and a correlation of noise with it")
 def test_a_resample_without_variance_is_left_out_of_the_interval():
     key = ("ev_correlation", "random_only")
     weights = np.random.default_rng([5, 3]).multinomial(3, np.full(3, 1 / 3), size=RESAMPLES)
@@ -361,9 +360,6 @@ def test_an_explanation_that_was_never_simulated_says_so():
     assert len(frame) == len(SCORERS) * len(SETS)
 
 
-@pytest.mark.xfail(
-    raises=KeyError, reason="only an explanation without any simulation is filled in, not one without a set"
-)
 def test_a_set_without_any_sequence_says_so_too():
     frame = scored(simulated("e", ("top", [1, 2], [1, 3]), ("top", [1, 5], [1, 3])))
     assert by_name(frame, "missing_because")["ev_correlation", "random_only"] == "no_simulation"

@@ -79,7 +79,6 @@ def test_each_fault_is_refused_by_name(frame, message):
         T.conform(frame)
 
 
-@pytest.mark.xfail(reason="conform looks for nulls in columns, not inside lists")
 def test_a_null_inside_a_list_is_refused():
     with pytest.raises(LakeError, match=r"`t\.a`"):
         T.conform(rows({"a": [1.0, None]}))

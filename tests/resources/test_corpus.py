@@ -611,7 +611,9 @@ def hub(monkeypatch):
 def test_a_dataset_of_the_hub_needs_its_package(monkeypatch, name):
     monkeypatch.setitem(sys.modules, "datasets", None)
 
-    with pytest.raises(CorpusError, match=r"needs the package `datasets`: run `pip install 'neuronledger\[hub\]'`, or give a path"):
+    with pytest.raises(
+        CorpusError, match=r"needs the package `datasets`: run `pip install 'neuronledger\[hub\]'`, or give a path"
+    ):
         open_corpus(name)
 
 
