@@ -73,7 +73,7 @@ def open_project(settings: Settings, subject: SubjectModel) -> Project:
         n_neurons=tuple(site.n_neurons for site in subject.layers()),
         choices=Choices(
             windows=settings.windows,
-            length=settings.length,
+            length=min(settings.length, subject.max_tokens()),
             seed=settings.seed,
             explainer=settings.explainer,
             simulator=settings.simulator or settings.explainer,

@@ -46,7 +46,7 @@ def make(
         context, lake, project, table="explanations", code_version=CODE_VERSION, layer=layer, neuron=neuron,
         settings=settings(project),
     ) as step:  # fmt: skip
-        sequences, exemplars = step.read("sequences"), step.read("exemplars")
+        sequences, exemplars = step.read("sequences"), step.read("exemplars", may_be_empty=True)
         statistics = step.read("neuron_statistics")
         rows = baseline_rows(step.read("token_associations"), exemplars, token_texts(sequences), statistics=statistics)
         usage = Usage()

@@ -120,6 +120,10 @@ class _Records:
             for neuron in row["neurons"]
         }
 
+    def rows(self, table: str, layer: int | None) -> int:
+        """How many rows the slice has now."""
+        return self._lake.rows(table, layer=layer)
+
     def contents(self, table: str, layer: int | None) -> Iterator[str]:
         """The content hashes by which a slice may be known: as made whole, and as it is with neurons recomputed."""
         whole = self.whole(table, layer)
@@ -153,20 +157,24 @@ class _Comparison:
         if record is None:
             return State(table, layer, "missing")
         recomputed = self.records.recomputed(table, layer)
-        for cause in (*self._causes(table, layer, record), *self._late(table, layer, record)):
+        rows = self.records.rows(table, layer)
+        if record["rows"] and not rows:
+            return State(table, layer, "missing", f"its {record['rows']:,} rows are gone")
+        if not recomputed and rows != record["rows"]:
+            return State(table, layer, "stale", f"it has {rows:,} rows where {record['rows']:,} were written")
+        causes = (
+            *self._causes(table, layer, record),
+            *self._alone(table, layer, recomputed),
+            *self._late(table, layer, record),
+        )
+        for cause in causes:
             return State(table, layer, "stale", cause, tuple(sorted(recomputed)))
         return State(table, layer, "fresh", "", tuple(sorted(recomputed)))
 
     def _causes(self, table: str, layer: int | None, record: Mapping[str, Any]) -> Iterator[str]:
         """Why a slice is stale, the first cause first; nothing if it is fresh."""
         hop = HOPS[table]
-        code = json.loads(record["code"]).get("code_version")
-        if code != hop.code_version:
-            yield f"its code changed from version {code} to {hop.code_version}"
-        before, now = json.loads(record["settings"]), dict(hop.settings(self.project))
-        for name in sorted({*before, *now}):
-            if before.get(name) != now.get(name):
-                yield f"setting `{name}` changed from {before.get(name)} to {now.get(name)}"
+        yield from self._choices(hop, record)
         for reason, count in json.loads(record["usage"]).get("failures", {}).items():
             if reason in WORTH_ASKING_AGAIN:
                 yield f"{count} answers are missing ({reason})"
@@ -180,6 +188,23 @@ class _Comparison:
                 yield f"{parent} is {self.found[parent, at].status}"
             elif inputs.get(parent) not in set(self.records.contents(parent, at)):
                 yield f"{parent} changed"
+
+    def _choices(self, hop: Hop, record: Mapping[str, Any]) -> Iterator[str]:
+        """What differs in code and settings. Rows made with more than is asked for today hold what is asked for."""
+        code = json.loads(record["code"]).get("code_version")
+        if code != hop.code_version:
+            yield f"its code changed from version {code} to {hop.code_version}"
+        before, now = json.loads(record["settings"]), dict(hop.settings(self.project))
+        for name in sorted(now):
+            had = before.get(name)
+            if had != now[name] and not (isinstance(had, list) and set(now[name]) <= set(had)):
+                yield f"setting `{name}` changed from {had} to {now[name]}"
+
+    def _alone(self, table: str, layer: int | None, recomputed: Mapping[int, Mapping[str, Any]]) -> Iterator[str]:
+        """What differs for neurons that were recomputed alone."""
+        for neuron, record in sorted(recomputed.items()):
+            for cause in self._choices(HOPS[table], record):
+                yield f"neuron {layer}:{neuron} was recomputed, and since then {cause}"
 
     def _late(self, table: str, layer: int | None, record: Mapping[str, Any]) -> Iterator[str]:
         """Neurons whose parent was recomputed alone after this table's rows of them, with another outcome."""

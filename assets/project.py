@@ -17,7 +17,7 @@ class Choices:
     windows: int
     """Most windows to read from the corpus."""
     length: int
-    """Tokens of a window."""
+    """Tokens of a window: what was asked for, or the most that the subject reads."""
     seed: int
     explainer: str | None
     """Language model that explains, None for the baselines alone."""

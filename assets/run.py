@@ -4,6 +4,7 @@ The same assets, instance and events as in Dagster's UI; only the choice of what
 staleness stops at the first hop and cannot be seen by partition.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from assets.project import Project, layer_key, neuron_name
 from pipeline.errors import NeuronLedgerError
 from pipeline.ports import Lake
 
+OURS = {"Failure", "NeuronLedgerError", *(kind.__name__ for kind in NeuronLedgerError.__subclasses__())}
 START_TAG = "dagster/asset_partition_range_start"
 END_TAG = "dagster/asset_partition_range_end"
 CAPTURE = ("activations", "neuron_statistics", "token_associations")
@@ -70,9 +72,12 @@ def failure(result: dg.ExecuteInProcessResult) -> NeuronLedgerError:
     for event in result.all_events:
         if event.is_step_failure and event.step_failure_data.error:
             error = event.step_failure_data.error
-            while error.cause:
+            # The first of our own errors says what to do; what lies below it is how a library put it.
+            while error.cause and error.cls_name not in OURS:
                 error = error.cause
-            return NeuronLedgerError(f"{event.step_key}: {error.message.strip()}")
+            return NeuronLedgerError(
+                re.sub(r"^[\w.]+: ", "", error.message.strip()) if error.cls_name in OURS else error.message.strip()
+            )
     return NeuronLedgerError(f"run {result.run_id} failed; see it in the Dagster UI")
 
 

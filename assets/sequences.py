@@ -45,7 +45,7 @@ def define(project: Project) -> dg.AssetsDefinition:
             made = windows(
                 _heard(corpus, progress),
                 subject.tokenize,
-                length=min(project.choices.length, subject.max_tokens()),
+                length=project.choices.length,
                 limit=project.choices.windows,
                 seed=project.choices.seed,
             )

@@ -43,7 +43,7 @@ def make(
         context, lake, project, table="simulations", code_version=CODE_VERSION, layer=layer, neuron=neuron,
         settings=settings(project),
     ) as step:  # fmt: skip
-        explanations, exemplars = step.read("explanations"), step.read("exemplars")
+        explanations, exemplars = step.read("explanations"), step.read("exemplars", may_be_empty=True)
         rows = baseline_rows(explanations, exemplars, step.read("token_associations"))
         usage = Usage()
         if (model := project.choices.simulator) is not None:

@@ -54,6 +54,11 @@ def reported(command: Callable[P, T]) -> Callable[P, T]:
         except NeuronLedgerError as error:
             _complain(str(error))
             sys.exit(WRONG_USE if isinstance(error, SettingsError) else FAILED)
+        except BrokenPipeError:
+            raise  # whoever read has seen enough; click ends without a word
+        except OSError as error:
+            _complain(f"{error}. Check the path and the permissions.")
+            sys.exit(FAILED)
         except KeyboardInterrupt:
             click.echo("Stopped. What was finished is kept; the same command goes on from there.", err=True)
             sys.exit(130)
@@ -214,6 +219,8 @@ def _run(settings: Settings, *, layers: str | None) -> None:
     subject = open_subject(settings)
     project = open_project(settings, subject)
     wanted = layer_range(layers, len(project.n_neurons))
+    if project.choices.length < settings.length:
+        click.echo(f"Windows are of {project.choices.length} tokens: the subject reads no more at a time.", err=True)
     lake = open_lake(settings)
     _same_subject(lake, project, settings)
     with TerminalProgress(console) as progress, instance(settings) as opened:

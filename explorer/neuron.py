@@ -161,7 +161,11 @@ def _said(explanations: pl.DataFrame, scores: pl.DataFrame) -> list[Said]:
         for row in explanations.iter_rows(named=True)
     ]  # fmt: skip
     main = dict(scores.filter(MAIN).select("explanation_id", "value").iter_rows())
-    return sorted(found, key=lambda said: -(main.get(said.explanation_id) or -2.0))
+    return sorted(found, key=lambda said: -_or_last(main.get(said.explanation_id)))
+
+
+def _or_last(score: float | None) -> float:
+    return -2.0 if score is None else score
 
 
 def _tokens(

@@ -46,7 +46,9 @@ class TerminalProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        # Bars that never began would end with an empty line.
+        if self._console.is_terminal:
+            self._bars.stop()
 
     def __call__(self, step: str, done: int, total: int, detail: str = "") -> None:
         """Move the bar of a step."""
@@ -91,10 +93,11 @@ def excerpt(shown: Excerpt, *, around: int | None = None, colour: bool = True) -
         elif colour:
             # From a pale to a strong green; black on it keeps a contrast above 7 to 1 at both ends.
             text.append(words, style=f"black on rgb({225 - 14 * scaled},{246 - 4 * scaled},{225 - 14 * scaled})")
+        elif scaled < 5:
+            text.append(words)
         else:
-            text.append(
-                words if scaled < 5 else f"«{words.strip()}»" if words == words.strip() else f" «{words.strip()}»"
-            )
+            bare = words.lstrip() or words
+            text.append(f"{words.removesuffix(bare)}«{bare}»")
     if last < len(shown.tokens):
         text.append(" …")
     return text
@@ -134,10 +137,12 @@ def best_neurons(neurons: Sequence[Neuron], scores: pl.DataFrame, explanations: 
             )
         )
         parts.append(Padding(Text(harmless(row["text"] or "")), (0, 0, 0, 4)))
-        side = next(side for side in neuron.sides if side.polarity == row["polarity"])
+        sides = [side for side in neuron.sides if side.polarity == row["polarity"]]
         parts.extend(
             Padding(excerpt(shown, around=AROUND, colour=colour), (0, 0, 0, 4))
-            for shown in [shown for shown in side.excerpts if shown.split == "score" and shown.stratum == "top"][:2]
+            for shown in [
+                shown for side in sides for shown in side.excerpts if shown.split == "score" and shown.stratum == "top"
+            ][:2]
         )
         parts.append(Text())
     return Group(*parts)

@@ -210,6 +210,10 @@ class Lake(Protocol):
         """
         ...
 
+    def rows(self, table: str, *, layer: int | None = None) -> int:
+        """How many rows a table, or one layer of it, has; reads no data."""
+        ...
+
     def version(self, table: str) -> int | None:
         """The Delta version of a table, or None when it was never written."""
         ...

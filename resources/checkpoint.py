@@ -111,7 +111,8 @@ def weight_files(folder: Path) -> list[Path]:
                 "AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) and give the new folder."
             )
         raise SubjectError(f"{folder} holds no weights: expected {SINGLE_FILE} or {INDEX_FILE}.")
-    names = set(_json_object(index).get("weight_map", {}).values())
+    files_of = _json_object(index).get("weight_map")
+    names = set(map(str, files_of.values())) if isinstance(files_of, dict) else set()
     if not names:
         raise SubjectError(f"{index} names no files: expected an object `weight_map`. Download the model again.")
     files = []

@@ -66,7 +66,7 @@ class Settings(BaseSettings):
             return str(home() / "lake" / slug(self.subject))
         if "://" in self.lake:
             return self.lake
-        return str((home() / Path(self.lake).expanduser()).resolve())
+        return str((home() / _expanded(self.lake)).resolve())
 
     @property
     def instance(self) -> Path:
@@ -102,9 +102,16 @@ def load(**flags: Any) -> Settings:
 def home() -> Path:
     """The project folder: NEURONLEDGER_HOME, or the nearest folder upwards with `neuronledger.toml`, or this one."""
     if chosen := os.environ.get(HOME):
-        return Path(chosen).expanduser().resolve()
+        return _expanded(chosen).resolve()
     here = Path.cwd()
     return next((folder for folder in (here, *here.parents) if (folder / FILE).is_file()), here)
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise SettingsError(f"{path!r} names the home folder of nobody; write the folder in full") from None
 
 
 def slug(name: str) -> str:

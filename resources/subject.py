@@ -613,6 +613,8 @@ def _find_neurons(config: Any, skeleton: "torch.nn.Module", name: str) -> _Anato
             f"{', '.join(children)}. Mixtures of experts are not supported."
         )
     ((path, mlps),) = complete.items()
+    if not mlps:
+        raise SubjectError(f"{who}: its configuration names no layers; expected at least one.")
     first = mlps[0]
     if first is None or any(mlp is None or (mlp.output, mlp.signed) != (first.output, first.signed) for mlp in mlps):
         raise SubjectError(f"{who}: looked for one form of MLP in all blocks of {path!r}, found several.")
