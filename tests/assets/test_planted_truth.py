@@ -253,7 +253,7 @@ def test_a_neuron_of_two_signs_has_rows_of_its_own_words_on_each_side(gated):
 def test_a_side_on_which_a_neuron_never_fires_says_so(gated):
     (neuron,) = neurons(gated, "tokens")
     other_side = gated.table("explanations").filter(neuron=neuron.neuron, polarity="-", explainer=MODEL)
-    assert other_side.select("text", "missing_because").rows() == [(None, "not_seen_firing")]
+    assert other_side.select("text", "missing_because").rows() == [(None, "dead_neuron")]
 
 
 def test_a_gated_neuron_has_no_linear_form(gated):

@@ -267,7 +267,7 @@ def test_a_layer_that_fails_says_why_stops_no_other_and_is_made_by_the_next_run(
     result = folder.type("run")
     assert result.exit_code == 3
     (error,) = [line for line in said(result) if line.startswith("Error")]
-    assert error.startswith("Error: activations layers 0-1: capture: ")
+    assert error.startswith("Error: activations layers 0-1: ")
     assert error.endswith("the disk ␛[31mis gone")
     found = folder.not_fresh()
     assert set(found) == {(name, 1) for name in OF_LAYER} - {("subject_layers", 1)}
@@ -475,7 +475,7 @@ def test_an_endpoint_that_cannot_be_used_is_said_in_one_sentence(copied, monkeyp
     with Endpoint(script=["401"]) as endpoint:
         result = copied.type("run", "--neurons", "0:1", "--explainer", "m", "--base-url", endpoint.url)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "Error: neuron 0:1: neuron_explanations: " in result.stderr
+    assert f"Error: neuron 0:1: {endpoint.url} refused the key" in result.stderr
     assert CANARY not in result.output
     assert copied.not_fresh() == {}
 

@@ -1,0 +1,121 @@
+"""What Dagster loads: assets, partitions, checks and jobs, and what each says of itself."""
+
+import dagster as dg
+import pytest
+
+from assets import definitions
+from assets.project import layer_key, neuron_name, parse_key
+from pipeline.checks import names
+from pipeline.tables import TABLES
+from pipeline.testing import planted_checkpoint, planted_corpus
+from resources.settings import load
+
+LAYER_TABLES = (
+    "activations",
+    "neuron_statistics",
+    "token_associations",
+    "exemplars",
+    "explanations",
+    "simulations",
+    "scores",
+)
+NEURON_TABLES = ("exemplars", "explanations", "simulations", "scores")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    home = tmp_path_factory.mktemp("definitions")
+    planted_checkpoint(home / "subject")
+    (home / "corpus.txt").write_text("\n".join(planted_corpus(2, seed=1)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEURONLEDGER_HOME", str(home))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        settings = load(subject=str(home / "subject"), corpus=str(home / "corpus.txt"))
+        yield definitions.build(settings)
+    # Nothing is made by looking.
+    assert sorted(path.name for path in home.iterdir()) == ["corpus.txt", "subject"]
+
+
+@pytest.fixture(scope="module")
+def specs(built):
+    return {spec.key.to_user_string(): spec for spec in built.resolve_all_asset_specs()}
+
+
+def test_dagster_can_load_them(built):
+    dg.Definitions.validate_loadable(built)
+
+
+def test_importing_the_module_reads_no_setting():
+    assert isinstance(definitions.defs, dg.components.definitions.LazyDefinitions) or callable(definitions.defs)
+
+
+def test_each_table_is_an_asset_and_those_of_one_neuron_are_too(specs):
+    assert set(specs) == {
+        "sequences",
+        "subject_layers",
+        *LAYER_TABLES,
+        "layer_summary",
+        *(f"neuron_{table}" for table in NEURON_TABLES),
+    }
+
+
+def test_every_asset_says_what_it_is_where_it_belongs_and_who_looks_after_it(specs):
+    for name, spec in specs.items():
+        assert spec.description
+        assert spec.group_name == ("neuron" if name.startswith("neuron_") and name != "neuron_statistics" else "layers")
+        assert spec.code_version
+        assert spec.kinds
+        assert spec.owners
+
+
+def test_every_asset_of_a_table_shows_the_columns_that_the_table_declares(specs):
+    for name, spec in specs.items():
+        if name == "layer_summary":
+            continue
+        table = name if name in TABLES else name.removeprefix("neuron_")
+        columns = spec.metadata["dagster/column_schema"].columns
+        assert [(column.name, column.description) for column in columns] == [
+            (column, declared.doc) for column, declared in TABLES[table].columns.items()
+        ]
+
+
+def test_every_table_has_its_checks_and_all_of_them_block(built):
+    graph = built.resolve_asset_graph()
+    found = {}
+    for key in graph.asset_check_keys:
+        found.setdefault(key.asset_key.to_user_string(), set()).add(key.name)
+        assert graph.get_check_spec(key).blocking
+    tables = {name: name for name in ("sequences", "subject_layers", *LAYER_TABLES)}
+    tables |= {f"neuron_{name}": name for name in NEURON_TABLES}
+    assert found == {asset: set(names(table)) for asset, table in tables.items()}
+
+
+def test_layers_and_neurons_are_partitions_with_keys_that_sort(built):
+    graph = built.resolve_asset_graph()
+    layers = graph.get(dg.AssetKey("scores")).partitions_def
+    assert layers.get_partition_keys() == ["L00", "L01"]
+    neurons = graph.get(dg.AssetKey("neuron_scores")).partitions_def
+    assert len(neurons.get_partition_keys()) == 2 * 8
+    assert neurons.has_partition_key(dg.MultiPartitionKey({"layer": "L01", "neuron": "N0007"}))
+    assert str(dg.MultiPartitionKey({"layer": "L01", "neuron": "N0007"})) == neuron_name(1, 7) == "L01|N0007"
+
+
+def test_a_key_gives_back_what_it_was_made_from():
+    for layer, neuron in ((0, 0), (5, 131), (47, 6399), (120, 28671)):
+        assert parse_key(neuron_name(layer, neuron)) == (layer, neuron)
+        assert parse_key(layer_key(layer)) == (layer, None)
+
+
+def test_two_jobs_stand_ready(built):
+    jobs = {job.name: job for job in built.resolve_all_job_defs() if not job.name.startswith("__")}
+    assert set(jobs) == {"explain_layer", "explain_neuron"}
+    assert {key.to_user_string() for key in jobs["explain_neuron"].asset_layer.selected_asset_keys} == {
+        f"neuron_{table}" for table in NEURON_TABLES
+    }
+    assert {key.to_user_string() for key in jobs["explain_layer"].asset_layer.selected_asset_keys} == set(NEURON_TABLES)
+    assert all(job.description for job in jobs.values())
+
+
+def test_one_pass_of_the_model_fills_all_layers_that_are_asked_for(built):
+    capture = built.resolve_asset_graph().get(dg.AssetKey("activations"))
+    assert capture.backfill_policy == dg.BackfillPolicy.single_run()
