@@ -1,11 +1,14 @@
 """What Dagster loads: assets, partitions, checks and jobs, and what each says of itself."""
 
+import runpy
+
 import dagster as dg
 import pytest
 
 from assets import definitions
 from assets.project import layer_key, neuron_name, parse_key
 from pipeline.checks import names
+from pipeline.errors import SettingsError
 from pipeline.tables import TABLES
 from pipeline.testing import planted_checkpoint, planted_corpus
 from resources.settings import load
@@ -45,8 +48,11 @@ def test_dagster_can_load_them(built):
     dg.Definitions.validate_loadable(built)
 
 
-def test_importing_the_module_reads_no_setting():
-    assert isinstance(definitions.defs, dg.components.definitions.LazyDefinitions) or callable(definitions.defs)
+def test_settings_are_read_when_dagster_asks_and_not_on_import(monkeypatch):
+    monkeypatch.setenv("NEURONLEDGER_WINDOWS", "0")
+    module = runpy.run_path(definitions.__file__)
+    with pytest.raises(SettingsError, match="NEURONLEDGER_WINDOWS"):
+        module["defs"]()
 
 
 def test_each_table_is_an_asset_and_those_of_one_neuron_are_too(specs):

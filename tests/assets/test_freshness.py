@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assets import freshness
@@ -256,6 +256,7 @@ def test_a_neuron_made_with_another_setting_is_named(made):
 ANYWHERE = st.sampled_from([(name, layer) for name in HOPS for layer in ((0, 1) if TABLES[name].by_layer else (None,))])
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(ANYWHERE, st.sampled_from("ab"), st.booleans()), max_size=6))
 def test_whatever_happened_making_what_is_not_fresh_in_order_makes_all_fresh(history):
     lake = Written().everything()
@@ -267,6 +268,7 @@ def test_whatever_happened_making_what_is_not_fresh_in_order_makes_all_fresh(his
     assert lake.causes() == {}
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(ANYWHERE, st.sampled_from("ab"), st.booleans()), max_size=6))
 def test_nothing_fresh_is_made_from_what_is_not(history):
     lake = Written().everything()

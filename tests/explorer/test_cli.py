@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from polars.testing import assert_frame_equal
 from safetensors.torch import load_file, save_file
 
+from explorer import cli
 from explorer.cli import layer_range, main
 from pipeline.errors import SettingsError, SubjectError
 from pipeline.ports import Request
@@ -635,6 +636,20 @@ def test_every_setting_is_a_flag_of_every_command_that_reads_any():
     for name in ("demo", "run", "status", "show", "ui"):
         flags = {option for parameter in main.commands[name].params for option in parameter.opts}
         assert {f"--{field.replace('_', '-')}" for field in Settings.model_fields} <= flags
+
+
+def test_the_demo_is_the_demo_whatever_the_file_says_and_names_it_where_it_must(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEURONLEDGER_HOME", str(tmp_path))
+    asked = []
+    monkeypatch.setattr(cli, "_run", lambda settings, layers: None)
+    monkeypatch.setattr(cli, "_finished", lambda settings, flags: asked.append((settings, cli._typed(flags))))
+    assert CliRunner().invoke(main, ["demo"]).exit_code == 0
+    (tmp_path / "neuronledger.toml").write_text('subject = "gpt2"\nwindows = 9\n')
+    assert CliRunner().invoke(main, ["demo", "--seed", "1"]).exit_code == 0
+    assert asked == [
+        (load(subject="demo", windows=3072), ""),
+        (load(subject="demo", seed=1), " --seed 1 --subject demo"),
+    ]
 
 
 def test_init_writes_a_file_that_says_what_is_so_anyway(tmp_path, monkeypatch):
