@@ -124,6 +124,10 @@ class _Records:
         """How many rows the slice has now."""
         return self._lake.rows(table, layer=layer)
 
+    def runs(self, table: str, layer: int | None) -> set[str]:
+        """The runs that wrote the rows of the slice."""
+        return self._lake.run_ids(table, layer=layer)
+
     def contents(self, table: str, layer: int | None) -> Iterator[str]:
         """The content hashes by which a slice may be known: as made whole, and as it is with neurons recomputed."""
         whole = self.whole(table, layer)
@@ -160,8 +164,9 @@ class _Comparison:
         rows = self.records.rows(table, layer)
         if record["rows"] and not rows:
             return State(table, layer, "missing", f"its {record['rows']:,} rows are gone")
-        if not recomputed and rows != record["rows"]:
-            return State(table, layer, "stale", f"it has {rows:,} rows where {record['rows']:,} were written")
+        made_by = {record["run_id"], *(row["run_id"] for row in recomputed.values())}
+        if not self.records.runs(table, layer) <= made_by or (not recomputed and rows != record["rows"]):
+            return State(table, layer, "stale", "it holds rows of a write that was never finished")
         causes = (
             *self._causes(table, layer, record),
             *self._alone(table, layer, recomputed),

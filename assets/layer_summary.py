@@ -26,9 +26,9 @@ def define() -> dg.AssetsDefinition:
     )
     def layer_summary(lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
         tables = (
-            lake.scan("neuron_statistics").select("layer", "neuron", "dead").collect(),
-            lake.scan("explanations").select("layer", "neuron", "text").collect(),
-            lake.scan("scores").select("layer", "neuron", "method", "scorer", "split", "value").collect(),
+            lake.read("neuron_statistics").select("layer", "neuron", "dead"),
+            lake.read("explanations").select("layer", "neuron", "text"),
+            lake.read("scores").select("layer", "neuron", "method", "scorer", "split", "value"),
         )
         rows = by_layer(*tables)
         medians = {

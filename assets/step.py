@@ -139,8 +139,10 @@ class Step:
         if error is None or self._is_written or isinstance(error, GeneratorExit):
             return
         said = str(error.description if isinstance(error, dg.Failure) else error)
+        # Ctrl-C reaches a step as an exception that is no `Exception`, and without words.
+        why = f"{type(error).__name__}: {said}" if isinstance(error, Exception) else "it was stopped before it ended"
         record = self._record(content=None, rows=0, usage=Usage())
-        add_record(self._lake, {**record, "status": "failed", "error": f"{type(error).__name__}: {said}"[:2000]})
+        add_record(self._lake, {**record, "status": "failed", "error": why[:2000]})
 
     def _record(self, *, content: str | None, rows: int, usage: Usage) -> dict[str, Any]:
         return {

@@ -214,6 +214,10 @@ class Lake(Protocol):
         """How many rows a table, or one layer of it, has; reads no data."""
         ...
 
+    def run_ids(self, table: str, *, layer: int | None = None) -> set[str]:
+        """The runs that wrote the rows of a table, or of one layer of it."""
+        ...
+
     def version(self, table: str) -> int | None:
         """The Delta version of a table, or None when it was never written."""
         ...

@@ -202,6 +202,15 @@ class DeltaLake(Lake):
             files = files.filter(pl.col("partition.layer") == part.layer)
         return int(files.get_column("num_records").sum())
 
+    def run_ids(self, table: str, *, layer: int | None = None) -> set[str]:
+        """The runs that wrote the rows of a table, or of one layer of it. Reads that column alone.
+
+        Raises:
+            LakeError: no such table, it has no layers, or it is damaged.
+        """
+        found = collect(self.scan(table, layer=layer).select(pl.col("run_id").unique()))
+        return set(found.get_column("run_id"))
+
     def version(self, table: str) -> int | None:
         """The Delta version of a table, or None when it was never written.
 
@@ -467,7 +476,7 @@ class DeltaLake(Lake):
                 if entry.name.endswith(".json") and not entry.stat().st_size:
                     raise LakeError(
                         f"the commit {entry.path} has no bytes, as after a power cut, and its rows would be missing; "
-                        "restore it from a copy, or remove it if it is the newest and write its slice again"
+                        "restore it from a copy, or remove it if it is the newest, and run again"
                     )
 
     def _actions(self, spec: Table, version: int) -> list[dict[str, Any]]:
@@ -517,7 +526,8 @@ def collect(frame: pl.LazyFrame) -> pl.DataFrame:
         return frame.collect()
     except (pl.exceptions.ComputeError, pl.exceptions.PanicException, OSError) as error:
         raise LakeError(
-            f"a data file of the lake cannot be read: {error}; restore it from a copy, or write its slice again"
+            f"a data file of the lake cannot be read: {error}; restore it from a copy; or remove the folder of its table, and "
+            "run again: what is missing is made again"
         ) from error
 
 

@@ -33,6 +33,8 @@ class Written:
     contents: dict[tuple[str, int | None], dict[int | None, str]] = field(default_factory=dict)
     """For each slice, what was last written for all of it (None), and for single neurons since."""
     gone: set[tuple[str, int | None]] = field(default_factory=set)
+    written_by: dict[tuple[str, int | None], str] = field(default_factory=dict)
+    """The run that wrote a slice's rows, where it is not the one that its record names."""
 
     def write(self, table, layer=None, *, content="a", neuron=None, failures=None, code=None, error=None):
         """Note a write that read what is in the lake now."""
@@ -92,6 +94,9 @@ class Written:
 
     def rows(self, table, *, layer=None):
         return 0 if (table, layer) in self.gone else 1
+
+    def run_ids(self, table, *, layer=None):
+        return {self.written_by.get((table, layer), "r")}
 
     def read(self, table, *, layer=None, neurons=None, version=None):
         if table == "materializations":
@@ -201,6 +206,11 @@ def test_a_slice_that_failed_says_why_until_it_is_made(made):
     }
     made.write("simulations", 1)
     assert made.causes() == {}
+
+
+def test_rows_of_a_write_that_was_killed_before_its_record_are_stale(made):
+    made.written_by["exemplars", 1] = "killed"
+    assert made.causes()["exemplars", 1] == "stale: it holds rows of a write that was never finished"
 
 
 def test_a_slice_whose_rows_are_gone_is_missing(made):

@@ -564,3 +564,11 @@ def test_the_version_is_that_of_our_own_commit(lake: DeltaLake, monkeypatch: pyt
     commit = lake.replace("scores", scores(1, {0: 2.0}), layer=1, record={})
     assert lake.version("scores") == commit.version + 1
     assert lake.find_commit("scores", commit.commit_uuid) == commit.version
+
+
+def test_a_slice_says_which_runs_wrote_it(lake):
+    lake.replace("scores", scores(0, {1: 0.1, 2: 0.2}).with_columns(run_id=pl.lit("first")), layer=0, record={})
+    lake.replace("scores", scores(0, {2: 0.3}).with_columns(run_id=pl.lit("second")), layer=0, neurons=[2], record={})
+
+    assert lake.run_ids("scores", layer=0) == {"first", "second"}
+    assert lake.run_ids("scores", layer=1) == set()
