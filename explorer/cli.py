@@ -215,7 +215,6 @@ def _run(settings: Settings, *, layers: str | None) -> None:
     from explorer.terminal import TerminalProgress
     from resources.instance import instance
 
-    console = Console(stderr=True)
     subject = open_subject(settings)
     project = open_project(settings, subject)
     wanted = layer_range(layers, len(project.n_neurons))
@@ -223,7 +222,7 @@ def _run(settings: Settings, *, layers: str | None) -> None:
         click.echo(f"Windows are of {project.choices.length} tokens: the subject reads no more at a time.", err=True)
     lake = open_lake(settings)
     _same_subject(lake, project, settings)
-    with TerminalProgress(console) as progress, instance(settings) as opened:
+    with TerminalProgress(_diagnostics()) as progress, instance(settings) as opened:
         runner = Runner(
             build(settings, progress=progress), opened, lake, project, _outside(settings, subject), progress.say
         )
@@ -254,7 +253,7 @@ def _recompute(settings: Settings, names: str) -> None:
             )
     lake = open_lake(settings)
     _same_subject(lake, project, settings)
-    with TerminalProgress(Console(stderr=True)) as progress, instance(settings) as opened:
+    with TerminalProgress(_diagnostics()) as progress, instance(settings) as opened:
         runner = Runner(
             build(settings, progress=progress), opened, lake, project, _outside(settings, subject), progress.say
         )
@@ -350,6 +349,16 @@ def _typed(flags: Mapping[str, Any]) -> str:
     """Those flags that were given, as they are typed: with them another command has the same settings."""
     given = {name: value for name, value in flags.items() if value is not None}
     return "".join(f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given.items())
+
+
+def _diagnostics() -> Console:
+    """Standard error, through a handle of its own where it is a terminal.
+
+    While a step runs, Dagster sends all that is written to the usual handle into the log of the step, bars too.
+    """
+    if not sys.stderr.isatty():
+        return Console(stderr=True)
+    return Console(file=os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8"))
 
 
 def _console() -> Console:

@@ -1,6 +1,9 @@
 """How things look in a terminal, and what can never get there."""
 
 import io
+import os
+import pty
+import sys
 import unicodedata
 
 import polars as pl
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from assets.freshness import State, summary
-from explorer import terminal
+from explorer import cli, terminal
 from explorer.neuron import Excerpt
 from explorer.terminal import TerminalProgress, excerpt, harmless
 
@@ -153,3 +156,19 @@ def test_progress_is_a_bar_where_there_is_a_terminal():
     assert "9 tokens/s" in seen
     assert "500/?" in seen
     assert "  scores\n" in console.file.getvalue().removeprefix(seen)
+
+
+def test_progress_is_seen_while_dagster_sends_standard_error_to_the_log_of_a_step(monkeypatch, tmp_path):
+    watched, handle = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    with os.fdopen(handle, "w", encoding="utf-8") as stderr, (tmp_path / "log").open("w", encoding="utf-8") as log:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        console = cli._diagnostics()
+        os.dup2(log.fileno(), handle)
+
+        console.print("half way")
+
+        assert b"half way" in os.read(watched, 1000)
+        assert (tmp_path / "log").read_text(encoding="utf-8") == ""
+        console.file.close()
+    os.close(watched)
