@@ -3,6 +3,7 @@
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import polars as pl
 
 from assets.project import Project, parse_key
@@ -64,6 +65,6 @@ def _numbers(rows: pl.DataFrame) -> dict[str, Any]:
         numbers[f"score/{method[0]}/undefined"] = len(group) - len(values)
         if len(values):
             numbers[f"score/{method[0]}/mean"] = float(values.sum()) / len(values)
-            numbers[f"score/{method[0]}/median"] = float(values.quantile(0.5, "linear") or 0.0)
-            numbers[f"score/{method[0]}/p90"] = float(values.quantile(0.9, "linear") or 0.0)
+            numbers[f"score/{method[0]}/median"] = float(np.quantile(values.to_numpy(), 0.5))
+            numbers[f"score/{method[0]}/p90"] = float(np.quantile(values.to_numpy(), 0.9))
     return numbers

@@ -55,12 +55,16 @@ def associations(
             _scored(records.filter(pl.col("polarity") == polarity), sequences, tokens, neurons),
             _highest(np.where(often[:, None] & (counts > 0)[:, None], sign * means, -np.inf)),
         ]
-        if weights is not None:
+        if not counts.any():
+            # No document may be read for a mean: no tokens and no fallback, rather than zeros.
+            kept = [np.empty(0, np.int64)]
+        elif weights is not None:
             kept.append(_highest(np.where((counts > 0)[:, None], sign * weights, -np.inf)))
         frames.append(_rows(np.unique(np.concatenate(kept)), tokens, counts, means, weights, polarity, neurons))
     frame = pl.concat(frames).with_columns(
         pl.lit(capture.layer, pl.Int32).alias("layer"),
-        pl.Series(np.nan_to_num(capture.open_mean).astype(np.float32))
+        pl.Series(capture.open_mean.astype(np.float32))
+        .fill_nan(None)
         .gather(pl.concat(frames)["neuron"])
         .alias("fallback"),
     )

@@ -253,7 +253,11 @@ token_associations = Table(
         "weights": Column(
             pl.List(pl.Float32), "strength of embedding -> neuron by weights; null without a linear form", nullable=True
         ),
-        "fallback": Column(pl.Float32, "mean activation of the neuron over all tokens not scored, units of the neuron"),
+        "fallback": Column(
+            pl.Float32,
+            "mean activation of the neuron over all tokens not scored, units of the neuron; null if there are none",
+            nullable=True,
+        ),
         **MADE,
     },
 )

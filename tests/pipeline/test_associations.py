@@ -37,10 +37,14 @@ def test_counts_means_weights_and_fallback_are_those_of_the_open_documents(
 
     tokens = corpus_tokens(layer.plan).tolist()
     open_x = [x for split, x in zip(sequences["split"], layer.arrays, strict=True) if split in OPEN]
-    fallback = np.concatenate(open_x).mean(0) if open_x else np.zeros(3)
     assert layer.associations.select("neuron", "polarity").rows() == [
         (neuron, polarity) for neuron in range(3) for polarity in (("+", "-") if signed else ("+",))
     ]
+    if not open_x:
+        assert layer.associations["fallback"].null_count() == len(layer.associations)
+        assert layer.associations["token_ids"].list.len().sum() == 0
+        return
+    fallback = np.concatenate(open_x).mean(0)
     for row in layer.associations.iter_rows(named=True):
         neuron = row["neuron"]
         assert row["fallback"] == pytest.approx(fallback[neuron], rel=1e-6, abs=1e-7)
@@ -103,9 +107,8 @@ def test_tokens_too_rare_for_a_row_count_as_unseen(corpus, truth, made, monkeypa
 def test_without_open_documents_nothing_is_known(corpus, truth, made):
     sequences = corpus(("score", [1, 2]), ("test", [3]))
     layer = made(sequences, truth(sequences))
-    assert layer.associations["token_ids"].to_list() == [[1, 2]] * 6
-    assert layer.associations["counts"].to_list() == [[0, 0]] * 6
-    assert layer.associations["means"].to_list() == [[0.0, 0.0]] * 6
+    assert layer.associations["token_ids"].to_list() == [[]] * 6
+    assert layer.associations["fallback"].to_list() == [None] * 6
 
 
 def test_a_neuron_without_any_token_has_an_empty_row(corpus, truth, captured):
