@@ -331,10 +331,11 @@ def _finished(settings: Settings, flags: Mapping[str, Any]) -> None:
     console.print(terminal.best_neurons(found, scores, explanations, colour=console.color_system is not None))
     command, chosen = _command(), _typed(flags)
     example = f"{top.item(0, 'layer')}:{top.item(0, 'neuron')}" if len(top) else "0:0"
-    console.print(Text(f"lake             {settings.lake_uri}"))
-    console.print(Text(f"one neuron       {command} show {example}{chosen}"))
-    console.print(Text(f"one neuron anew  {command} run --neurons {example}{chosen}"))
-    console.print(Text(f"the Dagster UI   {command} ui{chosen}"))
+    # Lines to be typed again must not be broken, however narrow the terminal is.
+    console.print(Text(f"lake             {settings.lake_uri}"), soft_wrap=True)
+    console.print(Text(f"one neuron       {command} show {example}{chosen}"), soft_wrap=True)
+    console.print(Text(f"one neuron anew  {command} run --neurons {example}{chosen}"), soft_wrap=True)
+    console.print(Text(f"the Dagster UI   {command} ui{chosen}"), soft_wrap=True)
 
 
 def _command() -> str:

@@ -597,7 +597,9 @@ def test_status_of_some_layers_looks_at_these_alone(made):
     assert "the subject has layers 0 to 1; there is no 2" in result.stderr
 
 
-def test_the_commands_that_a_run_ends_with_have_the_settings_that_it_had(made):
+def test_the_commands_that_a_run_ends_with_have_the_settings_that_it_had(made, monkeypatch):
+    # However long the lines get, they can be copied whole.
+    monkeypatch.setattr(sys, "argv", [f"/{'folder/' * 30}neuronledger"])
     shown = made.type("run", "--windows", "60", "--lake", "lake/subject", "--base-url", "http://a b/").stdout
     (command,) = re.findall(r"^one neuron anew  .*?( --.*)$", shown, re.MULTILINE)
     assert re.fullmatch(r" --neurons [01]:[0-7] --windows 60 --lake lake/subject --base-url 'http://a b/'", command)
