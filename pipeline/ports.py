@@ -4,6 +4,7 @@ Corpus         gives documents
 SubjectModel   the model being explained: tokenises, and runs so that its neurons can be read
 LanguageModel  answers requests, each at most once
 Lake           keeps tables
+Partials       keeps what an unfinished forward pass has found so far
 Progress       hears how far a step has come
 """
 
@@ -99,28 +100,53 @@ class SubjectModel(Protocol):
         """The longest window of text, in tokens, that the model can read with its special tokens around it."""
         ...
 
+    def probe(self) -> Sequence[Sequence[int]]:
+        """A few windows of token ids that depend on the vocabulary alone; they tell how strong a neuron gets."""
+        ...
+
     def capture(
         self,
         batches: Iterable[Sequence[Sequence[int]]],
         layers: Sequence[int],
-        receive: "Callable[[int, torch.Tensor], None]",
+        receive: "Callable[[int, slice, torch.Tensor], None]",
     ) -> None:
-        """Run each batch of token-id windows once, and hand over what the neurons did.
+        """Run batches of token-id windows once, and hand over what the neurons did.
 
-        For each batch and each of `layers`, in the order of the forward pass, calls `receive(layer, activations)`
-        with float32 activations of shape (sequence, token, neuron), units of the neuron. The token axis is as long
-        as the longest window of the batch; positions past a shorter window's end hold numbers without meaning. The
+        The windows of one batch are equally long. Each is handed over once for each of `layers`, together with as many
+        of its neighbours as memory allows: `receive(layer, rows, activations)` gets float32 activations of shape
+        (sequence, token, neuron), units of the neuron, of the windows `rows` of the batch that was asked for last. The
         model's special tokens are added for the pass and cut off before `receive`. The tensor is only valid during
-        the call. The pass stops after the last of `layers`.
+        the call. The pass stops after the last of `layers`. The next batch is asked for when all of this one was
+        handed over.
+
+        A piece for which memory ran out, in the pass or in `receive`, is cut in halves and run again, and only layers
+        that have not had it yet get it; `receive` must leave nothing behind when it raises.
         """
         ...
 
-    def token_weights(self, layer: int, token_ids: Sequence[int]) -> "np.ndarray | None":
-        """Strength of the path embedding -> neuron by weights alone, float32 (token, neuron), or None without one.
+    def embeddings(self) -> "np.ndarray":
+        """The token embeddings, float32 (vocabulary, width)."""
+        ...
 
-        Bills et al. 2023, "token-linear": `wte[t] * diag(ln.g) @ W_in[:, n]`, with LayerNorm's bias and centring
-        left out. None for gated MLPs, whose neurons are a product of two linear maps.
+    def reading(self, layer: int) -> "np.ndarray | None":
+        """What each neuron reads, float32 (width, neuron): `diag(ln.g) @ W_in` with the norm that the MLP reads from.
+
+        LayerNorm's bias and centring are left out (Bills et al. 2023, weight-based connections). None where the neurons
+        are not one linear map of their input followed by a nonlinearity (gated MLPs), or the norm is no plain one.
         """
+        ...
+
+    def writing(self, layer: int) -> "np.ndarray | None":
+        """What each neuron writes, float32 (neuron, width): the rows of the output projection; None without one."""
+        ...
+
+    def unembedding(self) -> "np.ndarray | None":
+        """From what neurons write to logits, float32 (width, vocabulary): `diag(ln_f.g) @ W_U`, bias and centring left
+        out; None for a model without a linear language-model head (encoders)."""
+        ...
+
+    def weights_hash(self) -> str:
+        """Tagged hash of all weights, in the number format in which they are read."""
         ...
 
     def provenance(self) -> Mapping[str, Any]:
@@ -244,6 +270,22 @@ class Lake(Protocol):
 
     def add(self, table: str, frame: pl.DataFrame, *, record: Mapping[str, Any]) -> Commit | None:
         """Add those rows whose key is not in the table yet (a table without layers); None if there were none."""
+        ...
+
+
+class Partials(Protocol):
+    """Keeps what an unfinished forward pass has found so far. It may lose it; it may not change it."""
+
+    def keep(self, key: str, captures: "Iterable[tuple[int, Mapping[str, np.ndarray]]]") -> None:
+        """Keep the arrays of each layer, in place of what was kept under this key before."""
+        ...
+
+    def found(self, key: str, layers: Sequence[int]) -> "Mapping[int, Mapping[str, np.ndarray]]":
+        """The arrays of each of these layers that were kept last under this key; none if nothing was."""
+        ...
+
+    def drop(self, key: str) -> None:
+        """Give up what was kept under this key."""
         ...
 
 

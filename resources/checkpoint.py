@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.errors import SubjectError
 from pipeline.provenance import TAG, canonical_json, content_hash, fingerprint_chain
 
@@ -43,6 +45,7 @@ TOKENIZER_FILES = (
 )
 """Every file that can decide how text becomes tokens."""
 
+_NUMBER_FORMATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _LARGEST_HEADER = 100_000_000  # bytes; the limit of the format's own reader
 
 _IGNORED_SETTINGS = {
@@ -111,7 +114,7 @@ def weight_files(folder: Path) -> list[Path]:
                 "AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) and give the new folder."
             )
         raise SubjectError(f"{folder} holds no weights: expected {SINGLE_FILE} or {INDEX_FILE}.")
-    files_of = _json_object(index).get("weight_map")
+    files_of = json_object(index).get("weight_map")
     names = set(map(str, files_of.values())) if isinstance(files_of, dict) else set()
     if not names:
         raise SubjectError(f"{index} names no files: expected an object `weight_map`. Download the model again.")
@@ -133,7 +136,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """
     tensors: dict[str, StoredTensor] = {}
     for file in weight_files(folder):
-        for tensor in _header(file):
+        for tensor in header(file):
             if tensor.name in tensors:
                 raise SubjectError(
                     f"{tensor.name} is stored twice, in {tensors[tensor.name].file.name} and {file.name}."
@@ -160,6 +163,26 @@ def tensor_hashes(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
     return hashes
 
 
+def read_float32(tensor: StoredTensor) -> np.ndarray:
+    """One tensor as a float32 array.
+
+    Raises:
+        SubjectError: it holds no floating-point numbers.
+    """
+    kind = _NUMBER_FORMATS.get(tensor.number_format)
+    if kind is None:
+        raise SubjectError(
+            f"{tensor.file}: {tensor.name} is stored as {tensor.number_format}, expected {', '.join(_NUMBER_FORMATS)}."
+        )
+    with tensor.file.open("rb") as opened:
+        opened.seek(tensor.start)
+        raw = np.frombuffer(opened.read(tensor.end - tensor.start), dtype=kind)
+    if tensor.number_format == "BF16":
+        # The upper half of a float32.
+        raw = (raw.astype("<u4") << 16).view("<f4")
+    return raw.astype(np.float32).reshape(tensor.shape)
+
+
 def file_hash(path: Path) -> str:
     """The tagged SHA-256 of a whole file."""
     with path.open("rb") as opened:
@@ -168,7 +191,7 @@ def file_hash(path: Path) -> str:
 
 def config_hash(folder: Path) -> str:
     """The tagged hash of config.json, without the entries that change no activation (dropouts, versions, names)."""
-    settings = _json_object(folder / "config.json")
+    settings = json_object(folder / "config.json")
     return content_hash(
         {key: value for key, value in settings.items() if key not in _IGNORED_SETTINGS and "drop" not in key}
     )
@@ -215,6 +238,15 @@ def layer_fingerprints(folder: Path, *, blocks: Blocks, number_format: str) -> l
     return fingerprint_chain(base, [content_hash(part) for part in own], [content_hash(part) for part in carried])
 
 
+def weights_hash(folder: Path, *, number_format: str) -> str:
+    """The tagged hash of every tensor of a model folder by name, and of the number format in which they are read.
+
+    Raises:
+        SubjectError: no safetensors, or a file is damaged or cut short.
+    """
+    return content_hash({"number_format": number_format, "tensors": tensor_hashes(stored_tensors(folder))})
+
+
 def is_unused(tensor: StoredTensor) -> bool:
     """Whether a tensor is a buffer that old checkpoints store and the model makes by itself (causal masks)."""
     # A causal mask has four axes; a parameter of the same name would be a vector.
@@ -228,7 +260,12 @@ def _comes_last(name: str, path: str) -> bool:
     return bool(_HEAD.match(name) or re.fullmatch(rf"{beside}({_FINAL_NORM})\.(weight|bias)", name))
 
 
-def _header(file: Path) -> list[StoredTensor]:
+def header(file: Path) -> list[StoredTensor]:
+    """The tensors of one safetensors file, from its header alone.
+
+    Raises:
+        SubjectError: the file is damaged or cut short.
+    """
     size = file.stat().st_size
     damaged = f"{file} is damaged ({size} bytes)"
     remedy = "Download or save it again."
@@ -266,7 +303,12 @@ def _header(file: Path) -> list[StoredTensor]:
     return tensors
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        SubjectError: it cannot be read, or holds something else.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -32,13 +32,23 @@ class Settings(BaseSettings):
     length: int = Field(64, ge=2, le=4096, description="tokens of a window")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything that is drawn at random")
     device: str = Field("auto", description="where to compute: `auto`, `cpu`, `cuda`")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="number format of the subject")
+    dtype: Literal["float32", "bfloat16", "float16", "openai-compat"] = Field(
+        "float32",
+        description="number format of the subject: `float32`, `bfloat16`, `float16`, or `openai-compat` (float16 with "
+        "the GELU of the published GPT-2 activations)",
+    )
+    site: str = Field(
+        "mlp",
+        description="what counts as a neuron: `mlp`, `residual`, `attention`, `directions:PATH`, "
+        "`random-directions:COUNT`, `sae:PATH`",
+        min_length=1,
+    )
     explainer: str | None = Field(None, description="language model that explains; none for the baselines alone")
     simulator: str | None = Field(None, description="language model that simulates; the explainer unless given")
     base_url: str = Field("https://api.openai.com/v1", description="OpenAI-compatible endpoint")
     concurrency: int = Field(16, ge=1, le=1000, description="requests in flight at a time")
     lake: str | None = Field(
-        None, description="folder or object-store prefix of the tables; `lake/<subject>` by default"
+        None, description="folder or object-store prefix of the tables; `lake/<subject>` (and the site) by default"
     )
 
     @field_validator("revision", "explainer", "simulator", "lake", mode="before")
@@ -63,7 +73,7 @@ class Settings(BaseSettings):
     def lake_uri(self) -> str:
         """Where the tables are: an absolute folder, or an object-store prefix as it was given."""
         if self.lake is None:
-            return str(home() / "lake" / slug(self.subject))
+            return str(home() / "lake" / self._explained)
         if "://" in self.lake:
             return self.lake
         return str((home() / _expanded(self.lake)).resolve())
@@ -71,7 +81,13 @@ class Settings(BaseSettings):
     @property
     def instance(self) -> Path:
         """The Dagster instance folder of this lake: runs and events of two subjects never mix."""
-        return home() / "dagster_home" / slug(self.lake_uri if self.lake is not None else self.subject)
+        return home() / "dagster_home" / (slug(self.lake_uri) if self.lake is not None else self._explained)
+
+    @property
+    def _explained(self) -> str:
+        """A folder name for what is explained: the subject, and the site unless it is the MLP's neurons."""
+        # No name of a subject has a line break, so none can look like a subject with a site.
+        return slug(self.subject if self.site == "mlp" else f"{self.subject}\n{self.site}")
 
     def for_children(self) -> dict[str, str]:
         """These settings as environment variables, for the processes that Dagster starts."""

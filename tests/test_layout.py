@@ -42,7 +42,14 @@ MODELS_SEEN_IN = {
     "pipeline/reduction.py",
     "pipeline/ports.py",
     "pipeline/testing.py",
+    "resources/anatomy.py",
+    "resources/model_folder.py",
+    "resources/partials.py",
+    "resources/sites.py",
+    "resources/sparse_autoencoder.py",
     "resources/subject.py",
+    "resources/tokenizer.py",
+    "assets/forward_pass.py",
 }
 
 

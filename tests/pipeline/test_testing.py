@@ -50,7 +50,11 @@ def ran(planted: Planted, texts: list[str]) -> tuple[list[list[str]], dict[int, 
     tokens = [made for made in subject.tokenize(texts) if len(made.ids) >= POSITIONS]
     seen: dict[int, torch.Tensor] = {}
     windows = [made.ids[:POSITIONS] for made in tokens]
-    subject.capture([windows], range(len(subject.layers())), lambda layer, x: seen.update({layer: x.clone()}))
+
+    def receive(layer: int, rows: slice, x: torch.Tensor) -> None:
+        seen.setdefault(layer, torch.empty(len(windows), *x.shape[1:]))[rows] = x
+
+    subject.capture([windows], range(len(subject.layers())), receive)
     return [[piece.decode() for piece in made.pieces[:POSITIONS]] for made in tokens], seen
 
 

@@ -16,9 +16,11 @@ from resources.checkpoint import (
     Blocks,
     is_unused,
     layer_fingerprints,
+    read_float32,
     stored_tensors,
     tensor_hashes,
     weight_files,
+    weights_hash,
 )
 
 BLOCKS = Blocks(path="encoder.layer", count=2, after=("output.dense.", "output.LayerNorm."))
@@ -186,3 +188,39 @@ def test_a_tensor_stored_in_two_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / INDEX_FILE).write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}))
     with pytest.raises(SubjectError, match=r"a is stored twice, in one.safetensors and two.safetensors"):
         stored_tensors(tmp_path)
+
+
+def test_the_hash_of_all_weights_counts_names_bytes_and_the_number_format_but_not_files(tmp_path: Path) -> None:
+    before = weights_hash(write(tmp_path / "a", TENSORS), number_format="float32")
+    names = sorted(TENSORS)
+    split = write(tmp_path / "b", {name: TENSORS[name] for name in names[:2]}, file="one.safetensors")
+    write(split, {name: TENSORS[name] for name in names[2:]}, file="two.safetensors")
+    places = {name: "one.safetensors" if name in names[:2] else "two.safetensors" for name in names}
+    (split / INDEX_FILE).write_text(json.dumps({"weight_map": places}))
+    assert weights_hash(split, number_format="float32") == before
+    others = {weights_hash(tmp_path / "a", number_format="bfloat16")}
+    for number, name in enumerate(TENSORS):
+        changed = write(tmp_path / f"c{number}", TENSORS | {name: [9.0]})
+        others.add(weights_hash(changed, number_format="float32"))
+    assert len(others - {before}) == 1 + len(TENSORS)
+
+
+def test_a_tensor_of_any_float_format_is_read_as_float32(tmp_path: Path) -> None:
+    values = np.array([[1.5, -2.0], [0.25, np.inf], [2.0**-130, -0.0]])
+    for number_format, kind in (("F64", np.float64), ("F32", np.float32), ("F16", np.float16)):
+        save_file({"a": values.astype(kind)}, tmp_path / SINGLE_FILE)
+        (tensor,) = stored_tensors(tmp_path).values()
+        assert tensor.number_format == number_format
+        np.testing.assert_array_equal(read_float32(tensor), values.astype(kind).astype(np.float32))
+    upper_half = (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    header = {"a": {"dtype": "BF16", "shape": [3, 2], "data_offsets": [0, 12]}}
+    with_header(tmp_path / SINGLE_FILE, header, upper_half.tobytes())
+    (tensor,) = stored_tensors(tmp_path).values()
+    np.testing.assert_array_equal(read_float32(tensor), values.astype(np.float32))
+
+
+def test_a_tensor_of_whole_numbers_is_not_read_as_float(tmp_path: Path) -> None:
+    save_file({"a": np.zeros(2, np.int64)}, tmp_path / SINGLE_FILE)
+    (tensor,) = stored_tensors(tmp_path).values()
+    with pytest.raises(SubjectError, match=r"a is stored as I64, expected F64, F32, F16, BF16"):
+        read_float32(tensor)

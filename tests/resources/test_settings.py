@@ -102,6 +102,17 @@ def test_a_lake_is_a_folder_of_the_project_or_where_it_is_said_to_be(project, mo
     assert load(lake="s3://bucket/l").lake_uri == "s3://bucket/l"
 
 
+def test_two_sites_of_a_subject_never_share_a_lake(project):
+    sites = ["mlp", "residual", "attention", "random-directions:8", "random-directions:9", "sae:a/b", "sae:a-b"]
+    found = [load(subject="gpt2", site=site) for site in sites]
+    found += [load(subject="gpt2-residual"), load(subject="gpt2 residual"), load(subject="gpt2\\nresidual")]
+    assert found[0].lake_uri == str(project / "lake" / "gpt2")
+    assert found[1].lake_uri.startswith(str(project / "lake" / "gpt2-residual-"))
+    assert len({settings.lake_uri for settings in found}) == len(found)
+    assert len({settings.instance for settings in found}) == len(found)
+    assert load(site="residual", lake="l").lake_uri == str(project / "l")
+
+
 def test_each_lake_has_a_dagster_folder_of_its_own(project):
     found = [load(), load(subject="gpt2"), load(lake="l"), load(lake="m"), load(lake="s3://a/b"), load(lake="s3://a-b")]
     assert len({settings.instance for settings in found}) == len(found)
@@ -111,7 +122,7 @@ def test_each_lake_has_a_dagster_folder_of_its_own(project):
 
 def test_children_see_the_same_settings_from_anywhere(project, monkeypatch, tmp_path_factory):
     write(project, 'explainer = "m"\n')
-    chosen = load(subject="gpt2", windows=5, seed=3, explainer="", base_url="http://127.0.0.1:1/v1")
+    chosen = load(subject="gpt2", site="sae:a b", windows=5, seed=3, explainer="", base_url="http://127.0.0.1:1/v1")
     for name, value in chosen.for_children().items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,21 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from tiny_models import (
+    MODERN,
+    POSITIONS,
+    SETTINGS,
+    VOCABULARY,
+    WITH_BOS,
+    WITH_BOTH,
+    captured,
+    nfc_tokenizer,
+    rewrite,
+    save_subject,
+    save_tokenizer,
+    set_config,
+)
+from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM
 
 from pipeline.errors import SubjectError
 from pipeline.ports import SubjectModel
@@ -25,60 +38,7 @@ from pipeline.provenance import TAG
 from resources.checkpoint import INDEX_FILE, SINGLE_FILE
 from resources.subject import HuggingFaceSubject
 
-VOCABULARY = 320
-POSITIONS = 64
-SPECIAL = ["<pad>", "<s>", "</s>", "<|endoftext|>"]
-
-MODERN = {
-    "num_hidden_layers": 3,
-    "hidden_size": 16,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": POSITIONS,
-}
-HEAD = {**MODERN, "head_dim": 8}
-ENCODER = {key: value for key, value in MODERN.items() if key != "num_key_value_heads"}
-OLD = {"n_layer": 3, "n_embd": 16, "n_head": 2, "n_positions": POSITIONS}
-
-SETTINGS: dict[str, dict[str, Any]] = {
-    "gpt2": OLD,
-    "gptj": {**OLD, "rotary_dim": 4},
-    "codegen": {**OLD, "n_head": 4, "rotary_dim": 4},
-    "gpt_neo": {
-        "num_layers": 3,
-        "hidden_size": 16,
-        "num_heads": 2,
-        "attention_types": [[["global"], 3]],
-        "max_position_embeddings": POSITIONS,
-    },
-    "gpt_neox": ENCODER,
-    "bloom": {"n_layer": 3, "hidden_size": 16, "n_head": 2},
-    "falcon": {"num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 2, "max_position_embeddings": 64},
-    "opt": {
-        "num_hidden_layers": 3,
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "ffn_dim": 24,
-        "max_position_embeddings": POSITIONS,
-        "word_embed_proj_dim": 16,
-    },
-    "phi": MODERN,
-    "starcoder2": MODERN,
-    "bert": ENCODER,
-    "roberta": {**ENCODER, "max_position_embeddings": POSITIONS + 2, "pad_token_id": 1},
-    "distilbert": {"n_layers": 3, "dim": 16, "n_heads": 2, "hidden_dim": 24, "max_position_embeddings": POSITIONS},
-    "llama": MODERN,
-    "mistral": MODERN,
-    "qwen2": MODERN,
-    "qwen3": HEAD,
-    "gemma": HEAD,
-    "gemma2": HEAD,
-    "gemma3_text": HEAD,
-    "olmo2": MODERN,
-    "phi3": MODERN,
-    "modernbert": ENCODER,
-}
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # The module whose output is the activation, by the model's own code; for gated MLPs the two factors.
 NONLINEARITY = {
@@ -90,144 +50,6 @@ NONLINEARITY = {
     "phi": "mlp.activation_fn",
 }
 GATED = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2", "phi3", "modernbert"}
-WITH_BOS = {"opt", "llama", "gemma", "gemma2", "gemma3_text", "mistral"}
-WITH_BOTH = {"bert", "roberta", "distilbert", "modernbert"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models this small are slower on many threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def byte_level_tokenizer() -> Tokenizer:
-    """A byte-level BPE in GPT-2's manner: all 256 bytes and a few merges."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *alphabet, "Ġt", "he", "Ġthe", "ÃĤ"])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("Ã", "Ĥ")]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
-    tokenizer.add_special_tokens(SPECIAL)
-    return tokenizer
-
-
-def word_piece_tokenizer() -> Tokenizer:
-    """A WordPiece in BERT's manner: lower case, accents stripped, unknown words as one token."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    words = [*"abcdefghijklmnopqrstuvwxyz.,[]", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"), "the"]
-    vocabulary = {token: number for number, token in enumerate([*special, *words])}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    tokenizer.add_special_tokens(special)
-    return tokenizer
-
-
-def byte_fallback_tokenizer() -> Tokenizer:
-    """A SentencePiece BPE in Llama 2's manner: `▁` for spaces, unknown characters as bytes."""
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a"]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [("▁", "a")], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
-    return tokenizer
-
-
-def unigram_tokenizer() -> Tokenizer:
-    """A unigram model in XLM-R's manner, whose vocabulary holds `</s>` as if it were a word."""
-    pieces = [("<unk>", 0.0), ("</s>", 0.0), ("▁", -2.0), *((letter, -3.0) for letter in "abs</>")]
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.add_special_tokens(["<unk>", "</s>"])
-    return tokenizer
-
-
-def nfc_tokenizer() -> Tokenizer:
-    """A byte-level BPE that composes accents first, in Qwen's manner, and knows a run of spaces as one token."""
-    tokenizer = byte_level_tokenizer()
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.add_tokens([AddedToken("    ", normalized=False)])
-    return tokenizer
-
-
-def with_special_tokens(tokenizer: Tokenizer, template: str) -> Tokenizer:
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=template, special_tokens=[("<s>", 1), ("</s>", 2), ("<pad>", 0)]
-    )
-    return tokenizer
-
-
-def save_tokenizer(tokenizer: Tokenizer, folder: Path, **special: str) -> None:
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-
-
-def random_model(family: str, *, head: bool = True, **changes: Any) -> torch.nn.Module:
-    """A model of the family with every parameter random, norms and biases included."""
-    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}
-    config = CONFIG_MAPPING[family](**{"vocab_size": VOCABULARY, **ids, **SETTINGS[family], **changes})
-    encoder = family in {"bert", "roberta", "distilbert", "modernbert"}
-    with_head = AutoModelForMaskedLM if encoder else AutoModelForCausalLM
-    model = (with_head if head else AutoModel).from_config(config).eval()
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return model
-
-
-def save_subject(family: str, folder: Path, *, head: bool = True, **changes: Any) -> Path:
-    random_model(family, head=head, **changes).save_pretrained(folder)
-    template = "<s> $A </s>" if family in WITH_BOTH else "<s> $A" if family in WITH_BOS else "$A"
-    save_tokenizer(with_special_tokens(byte_level_tokenizer(), template), folder, pad_token="<pad>", eos_token="</s>")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def folder(family: str) -> Path:
-        if family not in made:
-            made[family] = save_subject(family, tmp_path_factory.mktemp(family))
-        return made[family]
-
-    return folder
-
-
-@pytest.fixture
-def gpt2(folder_of: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A copy of the tiny GPT-2 that a test may damage."""
-    return shutil.copytree(folder_of("gpt2"), tmp_path / "gpt2")
-
-
-def captured(subject: HuggingFaceSubject, windows: list[list[int]], layers: list[int]) -> dict[int, np.ndarray]:
-    found: dict[int, np.ndarray] = {}
-    subject.capture([windows], layers, lambda layer, activations: found.update({layer: activations.numpy().copy()}))
-    return found
-
-
-def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = load_file(folder / SINGLE_FILE)
-    change(tensors)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / SINGLE_FILE)
-
-
-def set_config(folder: Path, **entries: Any) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | entries))
 
 
 def model_own_activations(family: str, folder: Path, whole: list[int]) -> list[np.ndarray]:
@@ -264,7 +86,7 @@ def model_own_activations(family: str, folder: Path, whole: list[int]) -> list[n
 def test_activations_are_those_of_the_models_own_modules(family: str, folder_of: Callable[[str], Path]) -> None:
     folder = folder_of(family)
     subject = HuggingFaceSubject(str(folder))
-    windows = [list(range(40, 61)), [7, 80, 99], [200] * 12]
+    windows = [list(range(40, 61)), [7, 80, 99] * 7, [200] * 21]
     before = [1] if family in WITH_BOS | WITH_BOTH else []
     after = [2] if family in WITH_BOTH else []
 
@@ -286,9 +108,9 @@ def test_a_window_reads_the_same_to_the_bit_in_any_batch(family: str, folder_of:
     subject = HuggingFaceSubject(str(folder_of(family)))
     window = list(range(50, 78))
     alone = captured(subject, [window], [0, 2])
-    company = captured(subject, [[5] * 44, window, [9], list(range(100, 130))], [0, 2])
+    company = captured(subject, [[5] * 28, window, [9] * 28, list(range(100, 128))], [0, 2])
     for layer in (0, 2):
-        assert np.array_equal(alone[layer][0], company[layer][1, : len(window)])
+        assert np.array_equal(alone[layer][0], company[layer][1])
 
 
 def test_what_follows_a_window_in_its_row_does_not_reach_a_decoder(folder_of: Callable[[str], Path]) -> None:
@@ -299,10 +121,11 @@ def test_what_follows_a_window_in_its_row_does_not_reach_a_decoder(folder_of: Ca
 
 def test_each_batch_is_read_once_and_layers_come_in_the_order_of_the_pass(folder_of: Callable[[str], Path]) -> None:
     subject: SubjectModel = HuggingFaceSubject(str(folder_of("gpt2")))
-    heard: list[tuple[int, tuple[int, ...]]] = []
-    batches = iter([[[40, 41]], [[42], [43, 44, 45]]])
-    subject.capture(batches, [2, 0, 2], lambda layer, activations: heard.append((layer, tuple(activations.shape))))
-    assert heard == [(0, (1, 2, 64)), (2, (1, 2, 64)), (0, (2, 3, 64)), (2, (2, 3, 64))]
+    heard: list[tuple[int, slice, tuple[int, ...]]] = []
+    batches = iter([[[40, 41]], [[42, 40, 50], [43, 44, 45]]])
+    subject.capture(batches, [2, 0, 2], lambda layer, rows, x: heard.append((layer, rows, tuple(x.shape))))
+    one, two = slice(0, 1), slice(0, 2)
+    assert heard == [(0, one, (1, 2, 64)), (2, one, (1, 2, 64)), (0, two, (2, 3, 64)), (2, two, (2, 3, 64))]
 
 
 def test_the_pass_stops_after_the_last_layer_asked_for(folder_of: Callable[[str], Path]) -> None:
@@ -318,7 +141,7 @@ def test_an_error_of_the_receiver_passes_unchanged_and_leaves_no_hook(folder_of:
     subject = HuggingFaceSubject(str(folder_of("gpt2")))
     problem = ZeroDivisionError("mine")
 
-    def receive(layer: int, activations: torch.Tensor) -> None:
+    def receive(layer: int, rows: slice, activations: torch.Tensor) -> None:
         raise problem
 
     with pytest.raises(ZeroDivisionError) as caught:
@@ -355,198 +178,320 @@ def test_what_does_not_fit_the_model_is_refused_before_the_pass(folder_of: Calla
     for token in (VOCABULARY, -1):
         with pytest.raises(SubjectError, match=f"token id {token} is outside of the vocabulary .* 0 to 319"):
             captured(subject, [[40, token]], [0])
-    for batch in ([], [[40], []]):
+    for batch in ([], [[]]):
         with pytest.raises(SubjectError, match="empty"):
             captured(subject, batch, [0])
-    with pytest.raises(SubjectError, match="token id 999"):
-        subject.token_weights(0, [999])
-    with pytest.raises(SubjectError, match="expected some of 0 to 2"):
-        subject.token_weights(7, [1])
+    with pytest.raises(SubjectError, match="windows of a batch have 1 to 3 tokens: expected equally long ones"):
+        captured(subject, [[40, 41, 42], [43]], [0])
+    for ask in (subject.reading, subject.writing):
+        with pytest.raises(SubjectError, match="expected some of 0 to 2"):
+            ask(7)
 
 
-# Text as tokens
+# Memory
 
 
-TOKENIZERS = {
-    "byte-level": byte_level_tokenizer,
-    "WordPiece": word_piece_tokenizer,
-    "byte fallback": byte_fallback_tokenizer,
-    "unigram": unigram_tokenizer,
-    "NFC": nfc_tokenizer,
-}
-UNKNOWN = {
-    "WordPiece": {"unk_token": "[UNK]"},
-    "byte fallback": {"unk_token": "<unk>"},
-    "unigram": {"unk_token": "<unk>"},
-}
+def as_it_comes(subject: HuggingFaceSubject, windows: list[list[int]]) -> np.ndarray:
+    return np.stack(list(captured(subject, windows, [0, 1, 2]).values()))
 
 
-@pytest.fixture(scope="module")
-def reader_of(
-    folder_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], HuggingFaceSubject]:
-    made: dict[str, HuggingFaceSubject] = {}
-
-    def reader(kind: str) -> HuggingFaceSubject:
-        if kind not in made:
-            folder = tmp_path_factory.mktemp("reader")
-            shutil.copytree(folder_of("gpt2"), folder, dirs_exist_ok=True)
-            save_tokenizer(TOKENIZERS[kind](), folder, **UNKNOWN.get(kind, {}))
-            made[kind] = HuggingFaceSubject(str(folder))
-        return made[kind]
-
-    return reader
+WINDOWS = [[40 + row, 41, 42, 43 + row] for row in range(7)]
 
 
-AWKWARD = [
-    "",
-    " ",
-    "\n\n  \t",
-    "\x00",
-    "a\x00b",
-    "👩‍👩‍👧 a",
-    "שלום a",
-    "e\u0301a\u0323\u0301",
-    "ﬁ Å ½",
-    "▁a",
-    "<0x41>",
-    "    a",
-    "\ufeffa",
-]
-
-
-@pytest.mark.parametrize("kind", TOKENIZERS)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"])) | st.sampled_from(AWKWARD + SPECIAL))
-def test_the_pieces_of_a_text_give_the_text(
-    kind: str, text: str, reader_of: Callable[[str], HuggingFaceSubject]
+def test_a_batch_goes_through_in_pieces_of_so_many_tokens(
+    folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tokens,) = reader_of(kind).tokenize([text])
-    assert len(tokens.ids) == len(tokens.pieces)
-    assert b"".join(tokens.pieces) == (text.encode() if tokens.ids else b"")
+    subject = HuggingFaceSubject(str(folder_of("gpt2")))
+    whole = as_it_comes(subject, WINDOWS)
+    heard: list[int] = []
+    for tokens, sizes in ((1, [1] * 7), (16, [1] * 7), (48, [3, 3, 1]), (63, [3, 3, 1]), (112, [7])):
+        monkeypatch.setattr("resources.subject.TOKENS_OF_A_PIECE", tokens)
+        heard.clear()
+        subject.capture([WINDOWS], [1], lambda layer, rows, x: heard.append(rows.stop - rows.start))
+        assert heard == sizes
+        assert np.array_equal(as_it_comes(subject, WINDOWS), whole)
 
 
-def test_a_character_split_over_byte_level_tokens_keeps_its_bytes(
-    reader_of: Callable[[str], HuggingFaceSubject],
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(full=st.sets(st.integers(0, 60), max_size=12), order=st.permutations(range(7)))
+def test_a_receiver_short_of_memory_gets_every_window_of_every_layer_once_with_the_same_bits(
+    full: set[int], order: list[int], folder_of: Callable[[str], Path]
 ) -> None:
-    (tokens,) = reader_of("byte-level").tokenize(["the é😀"])
-    assert tokens.pieces == [b"t", b"he", b" ", b"\xc3", b"\xa9", b"\xf0", b"\x9f", b"\x98", b"\x80"]
+    subject = HuggingFaceSubject(str(folder_of("gpt2")))
+    whole = captured(subject, WINDOWS, [0, 1, 2])
+    calls = -1
+    parts: dict[tuple[int, int], np.ndarray] = {}
 
+    def receive(layer: int, rows: slice, activations: torch.Tensor) -> None:
+        nonlocal calls
+        calls += 1
+        if calls in full and rows.stop - rows.start > 1:
+            raise torch.OutOfMemoryError
+        for row in range(rows.start, rows.stop):
+            assert (layer, row) not in parts
+            parts[layer, row] = activations[row - rows.start].numpy().copy()
 
-def test_a_byte_fallback_token_is_one_byte(reader_of: Callable[[str], HuggingFaceSubject]) -> None:
-    (tokens,) = reader_of("byte fallback").tokenize(["a é a"])
-    assert tokens.pieces == [b"a", b" ", b"\xc3", b"\xa9", b" a"]
-
-
-def test_white_space_goes_to_the_word_piece_that_follows_or_to_the_last(
-    reader_of: Callable[[str], HuggingFaceSubject],
-) -> None:
-    (tokens,) = reader_of("WordPiece").tokenize([" The  Áb.\n"])
-    assert tokens.pieces == [b" The", "  Á".encode(), b"b", b".\n"]
+    subject.capture([[WINDOWS[row] for row in order]], [0, 1, 2], receive)
+    assert len(parts) == 3 * 7
+    assert all(np.array_equal(values, whole[layer][order[row]]) for (layer, row), values in parts.items())
 
 
 @pytest.mark.parametrize(
-    ("kind", "text", "special"),
-    [
-        ("byte-level", "a<|endoftext|>b</s>", {0, 1, 2, 3}),
-        ("WordPiece", "a [CLS] b [SEP] [PAD]", {0, 2, 3}),
-        ("byte fallback", "<s>a</s>", {1, 2}),
-        ("unigram", "a</s>b", {1}),
-    ],
+    ("most", "expected"),
+    [(1, [7, 3, *[1] * 7]), (2, [7, 3, *[1] * 7]), (3, [7, 3, 3, 1]), (6, [7, 3, 3, 1])],
 )
-def test_special_tokens_written_in_the_text_are_ordinary_text(
-    kind: str, text: str, special: set[int], reader_of: Callable[[str], HuggingFaceSubject]
+def test_a_pass_short_of_memory_is_halved_until_it_fits_and_stays_small(
+    most: int, expected: list[int], folder_of: Callable[[str], Path]
 ) -> None:
-    (tokens,) = reader_of(kind).tokenize([text])
-    assert special.isdisjoint(tokens.ids)
-    assert b"".join(tokens.pieces) == text.encode()
+    subject = HuggingFaceSubject(str(folder_of("gpt2")))
+    whole = as_it_comes(subject, WINDOWS)
+    sizes: list[int] = []
+
+    def allocate(_module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        sizes.append(len(arguments[0]))
+        if len(arguments[0]) > most:
+            raise torch.OutOfMemoryError
+
+    # Layer 0 has been handed over by the time that layer 1 finds no memory.
+    handle = subject._model.h[1].attn.register_forward_pre_hook(allocate)
+    try:
+        assert np.array_equal(as_it_comes(subject, WINDOWS), whole)
+        assert sizes == expected
+    finally:
+        handle.remove()
 
 
-def test_a_special_spelling_that_cannot_be_read_literally_is_refused(gpt2: Path) -> None:
-    tokenizer = Tokenizer(models.WordLevel({"a": 0, "</s>": 1}))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens(["</s>"])
-    save_tokenizer(tokenizer, gpt2)
-    subject = HuggingFaceSubject(str(gpt2))
-    assert subject.tokenize(["a a"])[0].ids == [0, 0]
-    with pytest.raises(SubjectError, match="spells the special token '</s>'"):
-        subject.tokenize(["a </s>"])
+def test_a_window_that_fits_no_memory_is_an_error_with_a_remedy(folder_of: Callable[[str], Path]) -> None:
+    subject = HuggingFaceSubject(str(folder_of("gpt2")), device="cpu")
+
+    def receive(layer: int, rows: slice, activations: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(SubjectError, match=r"not enough memory on cpu for one window of 4 tokens.*shorter windows"):
+        subject.capture([WINDOWS], [0], receive)
+    assert not any(module._forward_pre_hooks for module in subject._model.modules())
 
 
-def test_a_long_text_is_neither_cut_nor_warned_of(
-    reader_of: Callable[[str], HuggingFaceSubject], capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "bert"])
+@pytest.mark.parametrize("length", [12, 32])
+def test_bits_depend_neither_on_batch_size_nor_on_order_nor_on_threads(
+    family: str, length: int, tmp_path: Path
 ) -> None:
-    for kind, text in [("byte-level", "é" * 250_000), ("byte-level", "a" * 500_000), ("WordPiece", "the " * 125_000)]:
-        (tokens,) = reader_of(kind).tokenize([text])
-        assert b"".join(tokens.pieces) == text.encode()
-        assert len(tokens.ids) >= 125_000
-    assert "longer" not in capfd.readouterr().err
+    wide = {"n_embd": 192} if family == "gpt2" else {"hidden_size": 192, "intermediate_size": 448}
+    subject = HuggingFaceSubject(str(save_subject(family, tmp_path, **wide)))
+    windows = np.random.default_rng(0).integers(5, 300, (14, length)).tolist()
+    alone = np.stack([captured(subject, [window], [2])[2][0] for window in windows])
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for size in (2, 3, 5, 7, 14):
+            for order in (range(14), range(13, -1, -1)):
+                for start in range(0, 14, size):
+                    rows = list(order[start : start + size])
+                    together = captured(subject, [windows[row] for row in rows], [2])[2]
+                    assert np.array_equal(together, alone[rows]), (threads, size, start)
 
 
-def test_truncation_and_padding_kept_in_a_tokenizer_file_are_ignored(gpt2: Path) -> None:
-    tokenizer = with_special_tokens(byte_level_tokenizer(), "<s> $A </s>")
-    tokenizer.enable_truncation(4)
-    tokenizer.enable_padding(length=8)
-    save_tokenizer(tokenizer, gpt2)
-    subject = HuggingFaceSubject(str(gpt2))
-    assert len(subject.tokenize(["a" * 30])[0].ids) == 30
-    assert subject.max_tokens() == POSITIONS - 2
+# Loading
+
+
+@pytest.mark.parametrize("shard", ["1GB", "8MB"])
+def test_loading_takes_the_memory_of_the_weights_and_little_more(shard: str, tmp_path: Path) -> None:
+    wide = {"n_embd": 512, "n_head": 8, "n_layer": 8}
+    save_subject("gpt2", tmp_path, **wide)
+    AutoModel.from_pretrained(tmp_path).save_pretrained(tmp_path / "again", max_shard_size=shard)
+    for file in tmp_path.glob("*token*"):
+        shutil.copy(file, tmp_path / "again")
+    code = (
+        "import re, sys, torch, transformers.models.gpt2.modeling_gpt2\n"
+        "from resources.subject import HuggingFaceSubject\n"
+        "subject = HuggingFaceSubject(sys.argv[1])\n"
+        "subject.max_tokens()\n"
+        "status = lambda name: int(re.search(name + r':\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024\n"
+        "before = status('VmRSS')\n"
+        "open('/proc/self/clear_refs', 'w').write('5')\n"
+        "subject._model\n"
+        "print(status('VmHWM') - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "again")], capture_output=True, text=True, check=True
+    )
+    weights = sum(file.stat().st_size for file in (tmp_path / "again").glob("*.safetensors"))
+    assert int(done.stdout) < 1.6 * weights + 30e6
+
+
+# OpenAI's numbers
+
+
+def test_openai_compat_takes_quick_gelu_in_float16(folder_of: Callable[[str], Path]) -> None:
+    folder = str(folder_of("gpt2"))
+    subject, half = HuggingFaceSubject(folder, dtype="openai-compat"), HuggingFaceSubject(folder, dtype="float16")
+    gelu = subject._model.h[1].mlp.act
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    lowest = gelu(every[every.isfinite()]).min()
+    assert (lowest.dtype, round(float(lowest), 6)) == (torch.float16, -0.163696)
+    windows = [list(range(40, 60))]
+    seen = captured(subject, windows, [0, 1, 2])
+    assert min(float(layer.min()) for layer in seen.values()) >= -0.163697
+    assert not np.array_equal(seen[1], captured(half, windows, [1])[1])
+    assert not set(subject.fingerprints()) & set(half.fingerprints())
+    assert subject.weights_hash() != half.weights_hash()
+    assert subject.provenance()["activation_function"] == "x * sigmoid(1.702 x) in float16"
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "gpt_neox", "bloom", "phi", "bert", "distilbert", "gemma"])
+def test_openai_compat_replaces_the_gelu_of_every_block(family: str, folder_of: Callable[[str], Path]) -> None:
+    subject = HuggingFaceSubject(str(folder_of(family)), dtype="openai-compat")
+    kinds = [type(module).__name__ for module in subject._model.modules() if "gelu" in type(module).__name__.lower()]
+    assert kinds == ["QuickGELU"] * 3
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_openai_compat_is_refused_where_there_is_no_gelu(family: str, folder_of: Callable[[str], Path]) -> None:
+    with pytest.raises(SubjectError, match="'openai-compat' replaces the GELU of its MLPs, and they have none"):
+        HuggingFaceSubject(str(folder_of(family)), dtype="openai-compat").layers()
 
 
 # Weights alone
 
 
-def test_token_weights_follow_the_formula_of_gpt2(folder_of: Callable[[str], Path]) -> None:
+def tensors_of(folder: Path) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in load_file(folder / SINGLE_FILE).items()}
+
+
+def test_reading_writing_and_unembedding_follow_the_formulas_on_gpt2(folder_of: Callable[[str], Path]) -> None:
     folder = folder_of("gpt2")
-    tensors = {name: tensor.numpy() for name, tensor in load_file(folder / SINGLE_FILE).items()}
-    weights = HuggingFaceSubject(str(folder)).token_weights(1, [5, 300, 5])
-    scaled = tensors["transformer.wte.weight"][[5, 300, 5]] * tensors["transformer.h.1.ln_2.weight"]
-    assert weights is not None
-    assert (weights.dtype, weights.shape) == (np.float32, (3, 64))
-    np.testing.assert_allclose(weights, scaled @ tensors["transformer.h.1.mlp.c_fc.weight"], atol=1e-5)
+    tensors, subject = tensors_of(folder), HuggingFaceSubject(str(folder))
+    wte, gain = tensors["transformer.wte.weight"], tensors["transformer.h.1.ln_2.weight"]
+    expected = {
+        "embeddings": wte,
+        "reading": np.diag(gain) @ tensors["transformer.h.1.mlp.c_fc.weight"],
+        "writing": tensors["transformer.h.1.mlp.c_proj.weight"],
+        "unembedding": np.diag(tensors["transformer.ln_f.weight"]) @ wte.T,
+    }
+    found = {
+        "embeddings": subject.embeddings(),
+        "reading": subject.reading(1),
+        "writing": subject.writing(1),
+        "unembedding": subject.unembedding(),
+    }
+    for name, values in expected.items():
+        matrix = found[name]
+        assert matrix is not None
+        assert matrix.dtype == np.float32
+        np.testing.assert_allclose(matrix, values, rtol=1e-6)
+
+
+def test_what_is_handed_out_is_no_part_of_the_model(folder_of: Callable[[str], Path]) -> None:
+    subject = HuggingFaceSubject(str(folder_of("gpt2")))
+    for ask in (subject.embeddings, lambda: subject.writing(1), subject.unembedding):
+        before = ask()
+        assert before is not None
+        before[:] = 0
+        again = ask()
+        assert again is not None
+        assert again.any()
 
 
 @pytest.mark.parametrize(
-    ("family", "embedding", "norm", "into"),
+    ("family", "norm", "into"),
     [
-        ("gpt_neox", "embed_in", "layers.1.post_attention_layernorm", "layers.1.mlp.dense_h_to_4h"),
-        ("opt", "decoder.embed_tokens", "decoder.layers.1.final_layer_norm", "decoder.layers.1.fc1"),
-        ("gptj", "wte", "h.1.ln_1", "h.1.mlp.fc_in"),
-        ("phi", "embed_tokens", "layers.1.input_layernorm", "layers.1.mlp.fc1"),
-        (
-            "bert",
-            "embeddings.word_embeddings",
-            "encoder.layer.1.attention.output.LayerNorm",
-            "encoder.layer.1.intermediate.dense",
-        ),
-        ("starcoder2", "embed_tokens", "layers.1.post_attention_layernorm", "layers.1.mlp.c_fc"),
+        ("gpt_neox", "layers.1.post_attention_layernorm", "layers.1.mlp.dense_h_to_4h"),
+        ("opt", "decoder.layers.1.final_layer_norm", "decoder.layers.1.fc1"),
+        ("gptj", "h.1.ln_1", "h.1.mlp.fc_in"),
+        ("phi", "layers.1.input_layernorm", "layers.1.mlp.fc1"),
+        ("bert", "encoder.layer.1.attention.output.LayerNorm", "encoder.layer.1.intermediate.dense"),
+        ("starcoder2", "layers.1.post_attention_layernorm", "layers.1.mlp.c_fc"),
     ],
 )
-def test_token_weights_go_through_the_norm_that_the_mlp_reads(
-    family: str, embedding: str, norm: str, into: str, folder_of: Callable[[str], Path]
+def test_reading_goes_through_the_norm_that_the_mlp_reads(
+    family: str, norm: str, into: str, folder_of: Callable[[str], Path]
 ) -> None:
     folder = folder_of(family)
     model = AutoModel.from_pretrained(folder)
-    parts = [model.get_submodule(path).weight.detach().numpy() for path in (embedding, norm, into)]
-    weights = HuggingFaceSubject(str(folder)).token_weights(1, [5, 300])
-    assert weights is not None
-    np.testing.assert_allclose(weights, (parts[0][[5, 300]] * parts[1]) @ parts[2].T, atol=1e-5)
+    parts = [model.get_submodule(path).weight.detach().numpy() for path in (norm, into)]
+    reading = HuggingFaceSubject(str(folder)).reading(1)
+    assert reading is not None
+    np.testing.assert_allclose(reading, parts[0][:, None] * parts[1].T, rtol=1e-6)
 
 
-def test_a_gated_mlp_and_a_projected_embedding_have_no_token_weights(
+def test_a_gated_mlp_and_a_projected_embedding_read_nothing_linear(
     folder_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    assert HuggingFaceSubject(str(folder_of("llama"))).token_weights(0, [5]) is None
-    projected = save_subject("opt", tmp_path, word_embed_proj_dim=8)
-    assert HuggingFaceSubject(str(projected)).token_weights(0, [5]) is None
+    assert HuggingFaceSubject(str(folder_of("llama"))).reading(0) is None
+    projected = HuggingFaceSubject(str(save_subject("opt", tmp_path, word_embed_proj_dim=8)))
+    assert projected.reading(0) is None
+    assert projected.unembedding() is None
+
+
+@pytest.mark.parametrize("family", SETTINGS)
+def test_what_neurons_write_adds_up_to_what_the_output_projection_gives(
+    family: str, folder_of: Callable[[str], Path]
+) -> None:
+    subject = HuggingFaceSubject(str(folder_of(family)))
+    model, site = AutoModel.from_pretrained(folder_of(family)), subject.layers()[1]
+    x = torch.randn(4, site.n_neurons, generator=torch.Generator().manual_seed(0))
+    projection, nothing = model.get_submodule(site.site), torch.zeros_like(x)
+    with torch.inference_mode():
+        gives = (projection(x) - projection(nothing)).numpy()
+    writing = subject.writing(1)
+    assert writing is not None
+    np.testing.assert_allclose(x.numpy() @ writing, gives, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", sorted(set(SETTINGS) - {"bert", "roberta", "distilbert", "modernbert"}))
+def test_the_unembedding_gives_the_logits_of_the_model_without_bias_and_centring(
+    family: str, folder_of: Callable[[str], Path]
+) -> None:
+    subject = HuggingFaceSubject(str(folder_of(family)))
+    unembedding, final_norm = subject.unembedding(), subject._anatomy.final_norm
+    assert unembedding is not None
+    assert unembedding.shape == (16, VOCABULARY)
+    model = AutoModelForCausalLM.from_pretrained(folder_of(family)).eval()
+    stream = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    stream -= stream.mean(dim=-1, keepdim=True)
+    norm, head = model.base_model.get_submodule(final_norm), model.get_output_embeddings()
+    with torch.inference_mode():
+        logits = (head(norm(stream)) - head(norm(-stream))) / 2
+    scaled = (stream / stream.square().mean(dim=-1, keepdim=True).sqrt()).numpy()
+    np.testing.assert_allclose(scaled @ unembedding, logits.numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "modernbert"])
+def test_an_encoder_has_no_unembedding(family: str, folder_of: Callable[[str], Path]) -> None:
+    assert HuggingFaceSubject(str(folder_of(family))).unembedding() is None
+
+
+def test_a_head_that_was_not_saved_is_no_unembedding(tmp_path: Path) -> None:
+    assert HuggingFaceSubject(str(save_subject("llama", tmp_path, head=False))).unembedding() is None
+
+
+def test_the_probe_depends_on_the_vocabulary_alone_and_holds_no_special_token(
+    folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    probes = [HuggingFaceSubject(str(folder_of(family))).probe() for family in ("gpt2", "gpt_neox", "phi")]
+    assert [len(window) for window in probes[0]] == [64] * 4
+    assert probes[0] == probes[1] == probes[2]
+    assert not {token for window in probes[0] for token in window} & {0, 1, 2, 3}
+    # The tokenizer has fewer tokens than the model has embeddings.
+    assert max(token for window in probes[0] for token in window) < 264
+    assert [len(window) for window in HuggingFaceSubject(str(folder_of("bert"))).probe()] == [62] * 4
+
+
+def test_the_hash_of_the_weights_changes_with_every_tensor_and_the_number_format(gpt2: Path) -> None:
+    tensors = load_file(gpt2 / SINGLE_FILE)
+    hashes = {HuggingFaceSubject(str(gpt2), dtype=dtype).weights_hash() for dtype in ("float32", "bfloat16")}
+    for name in tensors:
+        save_file(tensors | {name: tensors[name] + 1}, gpt2 / SINGLE_FILE)
+        hashes.add(HuggingFaceSubject(str(gpt2)).weights_hash())
+    assert len(hashes) == 2 + len(tensors)
 
 
 # Fingerprints
 
 
 def activations_of_all(folder: Path) -> list[np.ndarray]:
-    found = captured(HuggingFaceSubject(str(folder)), [list(range(40, 60)), [7, 80, 99]], [0, 1, 2])
-    return [np.concatenate([found[layer][0], found[layer][1, :3]]) for layer in range(3)]
+    found = captured(HuggingFaceSubject(str(folder)), [list(range(40, 60))], [0, 1, 2])
+    return [found[layer][0] for layer in range(3)]
 
 
 # A bias added to every key shifts all scores of a row alike, so attention does not change.
@@ -768,50 +713,6 @@ def test_a_device_that_is_not_there_is_refused(folder_of: Callable[[str], Path])
     subject = HuggingFaceSubject(str(folder_of("gpt2")), device="cuda:99")
     with pytest.raises(SubjectError, match="device 'cuda:99' is not there"):
         captured(subject, [[40]], [0])
-
-
-@pytest.mark.parametrize("name", ["nobody/no-such-model", "not a name!"])
-def test_a_hub_name_that_cannot_be_fetched_says_what_to_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(SubjectError, match=r"is no folder, and it is neither in the local .* or `demo`"):
-        HuggingFaceSubject(name).layers()
-
-
-def test_a_hub_name_is_read_from_the_snapshot_of_one_commit(
-    folder_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    snapshot = shutil.copytree(folder_of("gpt2"), tmp_path / "models--tiny" / "snapshots" / commit)
-    asked: list[str | None] = []
-
-    def one_file(name: str, file: str, *, revision: str | None) -> str:
-        asked.append(revision)
-        return str(snapshot / file)
-
-    def all_files(name: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
-        asked.append(revision)
-        assert not any(pattern.endswith((".bin", ".pt", ".py")) for pattern in allow_patterns)
-        return str(snapshot)
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", one_file)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", all_files)
-    subject = HuggingFaceSubject("someone/tiny", revision="main")
-    assert len(subject.layers()) == 3
-    assert asked == ["main"]
-    assert subject.provenance()["commit"] == commit
-    assert asked == ["main", commit]
-
-
-def test_the_demo_without_its_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name.startswith("gt_") else object())
-    with pytest.raises(SubjectError, match=r"pip install 'neuronledger\[demo\]'"):
-        HuggingFaceSubject("demo").layers()
-
-
-def test_a_machine_without_torch_is_told_what_to_install(gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else object())
-    with pytest.raises(SubjectError, match=r"needs torch.*pip install 'neuronledger\[capture\]'"):
-        HuggingFaceSubject(str(gpt2)).layers()
 
 
 # The demo, and what is written down
