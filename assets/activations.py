@@ -3,33 +3,27 @@
 A range of layers is one run and one pass. Each layer still gets its own event and data version.
 """
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+from assets.forward_pass import Figures, captured
 from assets.project import Project, parse_key
 from assets.spec import checks, described
 from assets.step import Step, Written, over_layers
-from pipeline import capture as streaming
 from pipeline.activations import activations as record_rows
 from pipeline.activations import statistics as statistic_rows
-from pipeline.associations import associations, corpus_tokens
+from pipeline.associations import associations
+from pipeline.capture import plan as planned
 from pipeline.checks import Finding, check
-from pipeline.ports import Lake, Progress, SubjectModel
+from pipeline.ports import Lake, Partials, Progress, SubjectModel
+from pipeline.provenance import content_hash
 
-if TYPE_CHECKING:
-    from pipeline.reduction import LayerReduction
-
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 TABLES = ("activations", "neuron_statistics", "token_associations")
-BATCH = 64
-"""Windows in one forward pass. It changes no result, only speed and memory."""
 
 
 def settings(project: Project) -> dict[str, Any]:
@@ -62,6 +56,7 @@ def define(project: Project) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext,
         subject: dg.ResourceParam[SubjectModel],
         lake: dg.ResourceParam[Lake],
+        partials: dg.ResourceParam[Partials],
         progress: dg.ResourceParam[Progress],
     ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
         layers = [parse_key(key)[0] for key in context.partition_keys]
@@ -86,23 +81,33 @@ def define(project: Project) -> dg.AssetsDefinition:
                 step.note_origin(subject=origin)
             inputs = {key: (step.read("sequences"), step.read("subject_layers")) for key, step in steps.items()}
             sequences = inputs[TABLES[0], layers[0]][0]
-            plan = streaming.plan(sequences)
-            reductions = _streamed(subject, plan, layers, seed=project.choices.seed, progress=progress)
+            plan, figures = planned(sequences), Figures()
             findings: dict[str, list[Finding]] = {table: [] for table in TABLES}
-            for layer in layers:
-                captured = reductions.pop(layer).result()
+            embeddings = subject.embeddings()
+            for found in captured(
+                subject,
+                plan,
+                layers,
+                seed=project.choices.seed,
+                key=content_hash([steps[TABLES[0], layer].key for layer in layers]),
+                partials=partials,
+                progress=progress,
+                figures=figures,
+            ):
+                layer = found.layer
                 fingerprint = inputs[TABLES[0], layer][1].item(0, "fingerprint")
                 corpus = steps[TABLES[0], layer].input_hash("sequences")
-                records = record_rows(captured, plan, sequences, fingerprint=fingerprint, seed=project.choices.seed)
+                records = record_rows(found, plan, sequences, fingerprint=fingerprint)
                 rows = {
                     "activations": records,
-                    "neuron_statistics": statistic_rows(captured, plan, fingerprint=fingerprint, corpus=corpus),
+                    "neuron_statistics": statistic_rows(found, plan, fingerprint=fingerprint, corpus=corpus),
                     "token_associations": associations(
-                        captured,
+                        found,
                         plan,
                         records,
                         sequences,
-                        weights=subject.token_weights(layer, corpus_tokens(plan).tolist()),
+                        embeddings=embeddings,
+                        reading=subject.reading(layer),
                         fingerprint=fingerprint,
                         corpus=corpus,
                     ),
@@ -111,53 +116,18 @@ def define(project: Project) -> dg.AssetsDefinition:
                 for table in TABLES:
                     written = steps[table, layer].write(rows.pop(table))
                     parents = {"sequences": sequences} if table == "activations" else {}
-                    found = check(table, written.rows, n_neurons=n_neurons, **parents)
+                    checked = check(table, written.rows, n_neurons=n_neurons, **parents)
+                    numbers = _numbers(written) | (figures.metadata() if table == "activations" else {})
                     if len(layers) == 1:
-                        yield written.result(found, extra=_numbers(written))
+                        yield written.result(checked, extra=numbers)
                     else:
-                        context.log_event(written.event(context, layer, _numbers(written)))
-                        findings[table].extend(found)
+                        context.log_event(written.event(context, layer, numbers))
+                        findings[table].extend(checked)
                 progress("activations", layers.index(layer) + 1, len(layers), f"wrote layer {layer}")
             if len(layers) > 1:
                 yield from over_layers(findings)
 
     return capture
-
-
-def _streamed(
-    subject: SubjectModel, plan: streaming.Plan, layers: Sequence[int], *, seed: int, progress: Progress
-) -> "dict[int, LayerReduction]":
-    """Every window through the subject once, each layer reduced as it comes."""
-    # Not at the top: whoever only reads the definitions needs no torch.
-    from pipeline.reduction import LayerReduction
-
-    sites = subject.layers()
-    reductions = {
-        layer: LayerReduction(
-            plan,
-            layer=layer,
-            n_neurons=sites[layer].n_neurons,
-            signed=sites[layer].signed,
-            seed=seed,
-            device=subject.device(),
-        )
-        for layer in layers
-    }
-    current: list[NDArray[np.int64]] = []
-    started = time.monotonic()
-    read = tokens = 0
-
-    def batches() -> Iterator[list[list[int]]]:
-        nonlocal read, tokens
-        for windows in plan.batches(BATCH):
-            current[:] = [windows]
-            yield [plan.tokens[window].tolist() for window in windows]
-            read += len(windows)
-            tokens += sum(len(plan.tokens[window]) for window in windows)
-            progress("capture", read, plan.n_windows, f"{tokens / (time.monotonic() - started):,.0f} tokens/s")
-
-    subject.capture(batches(), layers, lambda layer, x: reductions[layer].receive(current[0], x))
-    return reductions
 
 
 def _numbers(written: Written) -> dict[str, Any]:

@@ -5,14 +5,25 @@ Dagster calls `defs` when it loads the project, so that importing this module re
 
 import dagster as dg
 
-from assets import activations, exemplars, explanations, layer_summary, neuron, scores, sequences, simulations
+from assets import (
+    activations,
+    connections,
+    exemplars,
+    explanations,
+    layer_summary,
+    neuron,
+    scores,
+    sequences,
+    simulations,
+)
 from assets import subject_layers as layers
 from assets.project import Choices, Project
-from pipeline.ports import Corpus, Lake, LanguageModel, Progress, SubjectModel
+from pipeline.ports import Corpus, Lake, LanguageModel, Partials, Progress, SubjectModel
 from resources import code
 from resources.corpus import open_corpus
 from resources.delta import DeltaLake
 from resources.language import OpenAICompatible
+from resources.partials import PartialFiles
 from resources.progress import LoggedProgress
 from resources.settings import Settings, load
 from resources.subject import HuggingFaceSubject
@@ -29,17 +40,19 @@ def build(settings: Settings, *, progress: Progress | None = None) -> dg.Definit
     subject = open_subject(settings)
     lake = open_lake(settings)
     project = open_project(settings, subject)
-    doors: dict[str, Corpus | SubjectModel | LanguageModel | Lake | Progress] = {
+    doors: dict[str, Corpus | SubjectModel | LanguageModel | Lake | Partials | Progress] = {
         "subject": subject,
         "corpus": open_corpus(settings.corpus, column=settings.column),
         "lake": lake,
         "language": open_language(settings, lake),
+        "partials": PartialFiles(settings.instance / "captures"),
         "progress": progress or LoggedProgress(),
     }
     assets = [
         sequences.define(project),
         layers.define(project),
         activations.define(project),
+        connections.define(project),
         exemplars.define(project),
         explanations.define(project),
         simulations.define(project),
@@ -86,7 +99,11 @@ def open_project(settings: Settings, subject: SubjectModel) -> Project:
 def open_subject(settings: Settings) -> HuggingFaceSubject:
     """The door to the subject model; its weights are loaded when they are first needed."""
     return HuggingFaceSubject(
-        settings.subject, revision=settings.revision, device=settings.device, dtype=settings.dtype
+        settings.subject,
+        revision=settings.revision,
+        device=settings.device,
+        dtype=settings.dtype,
+        site=settings.site,
     )
 
 

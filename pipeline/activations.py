@@ -7,13 +7,14 @@
     q0 .. q4  windows whose maximum lies between two quantiles of the window maxima of that neuron
 """
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipeline.capture import TOP, LayerCapture, Plan, Records
+from pipeline.capture import LayerCapture, Plan, Records
 from pipeline.provenance import identities, list_hashes
 from pipeline.tables import SPLITS
 
@@ -24,27 +25,21 @@ PER_STRATUM = 4
 """Records kept of each of q0 to q4."""
 
 
-def activations(
-    capture: LayerCapture, plan: Plan, sequences: pl.DataFrame, *, fingerprint: str, seed: int
-) -> pl.DataFrame:
-    """The `activations` rows of one layer, without `run_id`.
-
-    `sequences` is the table that the plan was made from. `seed` chooses among windows of a quantile stratum.
-    """
+def activations(capture: LayerCapture, plan: Plan, sequences: pl.DataFrame, *, fingerprint: str) -> pl.DataFrame:
+    """The `activations` rows of one layer, without `run_id`. `sequences` is the table that the plan was made from."""
     frames: list[pl.DataFrame] = []
     boundaries = quantile_boundaries(capture)
-    shuffled = np.random.default_rng([seed, capture.layer]).permutation(plan.n_windows)
+    random = _concatenated([capture.random[split].records(plan) for split in SPLITS])
     for polarity, groups in capture.strongest.items():
-        top = _top(groups["top"], [groups[name] for name in SPLITS])
-        frames.append(_rows(top, polarity, "top", plan))
-        random = capture.random
+        kept = {name: slots.records(plan) for name, slots in groups.items()}
+        frames.append(_rows(_top(kept["top"], [kept[split] for split in SPLITS]), polarity, "top", plan))
+        drawn = random
         if polarity == "-":
-            random = Records(random.neuron, random.window, _lowest(random, plan), random.activations)
-        frames.append(_rows(random, polarity, "random", plan))
-        nested = [groups["top"], *(groups[str(level)] for level in plan.levels)]
+            drawn = Records(random.neuron, random.window, _lowest(random, plan), random.activations)
+        frames.append(_rows(drawn, polarity, "random", plan))
         frames.extend(
             _rows(stratum, polarity, f"q{index}", plan)
-            for index, stratum in enumerate(_strata(nested, boundaries[polarity], plan, shuffled))
+            for index, stratum in enumerate(_strata(capture, plan, kept, boundaries[polarity]))
         )
     ids = sequences.sort("sequence_id").select("sequence_id", "identity").with_row_index("window")
     rows = (
@@ -70,26 +65,29 @@ def statistics(capture: LayerCapture, plan: Plan, *, fingerprint: str, corpus: s
 
     Moments are population moments over every token of every window. Skewness is m3 / m2**1.5 and kurtosis
     m4 / m2**2 with m the mean central powers, as scipy.stats gives them with `bias=True` and `fisher=False`.
+    The histogram counts the tokens of a sample of the windows, all of them in a small corpus; its bins lie between
+    `pipeline.capture.HISTOGRAM_EDGES`.
     """
     n = capture.count
-    variance = capture.m2 / n
+    mean, variance, third, fourth = capture.moments()
     # A constant neuron's variance is rounding noise, not a number to divide by.
     constant = capture.maximum == capture.minimum
     safe = np.where(constant | (variance <= 0), 1.0, variance)
     silent = (capture.maximum <= 0) & ((capture.minimum >= 0) | (not capture.signed))
-    neurons = len(capture.mean)
+    neurons = capture.n_neurons
     frame = pl.DataFrame(
         {
             "layer": np.full(neurons, capture.layer, dtype=np.int32),
             "neuron": np.arange(neurons, dtype=np.int32),
             "count": np.full(neurons, n, dtype=np.int64),
-            "mean": capture.mean,
+            "mean": mean,
             "variance": np.where(constant, 0.0, variance),
-            "skewness": capture.m3 / n / safe**1.5,
-            "kurtosis": capture.m4 / n / safe**2,
+            "skewness": third / safe**1.5,
+            "kurtosis": fourth / safe**2,
             "minimum": capture.minimum,
             "maximum": capture.maximum,
             "fraction_positive": capture.positive / n,
+            "histogram": pl.Series(capture.histogram.sum(axis=0)).arr.to_list(),
             "quantile_boundaries": pl.Series(quantile_boundaries(capture)["+"]).arr.to_list(),
             "dead": silent,
             "n_sequences": np.full(neurons, plan.n_windows, dtype=np.int32),
@@ -105,11 +103,34 @@ def statistics(capture: LayerCapture, plan: Plan, *, fingerprint: str, corpus: s
 
 
 def quantile_boundaries(capture: LayerCapture) -> dict[str, NDArray[np.float32]]:
-    """For each polarity, the QUANTILES of the window maxima: (neuron, quantile), by linear interpolation."""
+    """For each polarity, the QUANTILES of the window maxima: (neuron, quantile), by linear interpolation.
+
+    Exact for a corpus of at most MAXIMA windows. Of a larger one, a quantile is that of the largest sample of its
+    windows whose kept ones reach down to it: all windows, a nested sample, or the thousand whose maxima are all kept.
+    """
     return {
-        polarity: np.quantile(maxima, QUANTILES, axis=0).astype(np.float32).T.copy()
-        for polarity, maxima in capture.maxima.items()
+        polarity: np.stack(
+            [_quantile(capture, polarity, quantile) for quantile in QUANTILES],
+            axis=1,
+        )
+        for polarity in capture.maxima
     }
+
+
+def _quantile(capture: LayerCapture, polarity: str, quantile: float) -> NDArray[np.float32]:
+    groups = capture.strongest[polarity]
+    samples = {0: groups["top"].peaks, **{level: groups[str(level)].peaks for level in capture.levels}}
+    reaching = {
+        size: peaks
+        for level, peaks in samples.items()
+        if (1 - quantile) * ((size := capture.sample_size(level)) - 1) <= peaks.shape[1] - 1
+    }
+    largest = max(reaching, default=0)
+    if len(capture.maxima_ids) >= min(largest, len(capture.ids)):
+        return np.asarray(np.quantile(capture.maxima[polarity], (quantile,), axis=0)[0], dtype=np.float32)
+    rank = (1 - quantile) * (largest - 1)
+    above, below = (reaching[largest][:, index].astype(np.float64) for index in (int(rank), math.ceil(rank)))
+    return np.asarray(above + (below - above) * (rank - int(rank)), dtype=np.float32)
 
 
 def _top(overall: Records, by_split: Iterable[Records]) -> Records:
@@ -121,22 +142,22 @@ def _top(overall: Records, by_split: Iterable[Records]) -> Records:
 
 
 def _strata(
-    nested: list[Records], boundaries: NDArray[np.float32], plan: Plan, shuffled: NDArray[np.int64]
+    capture: LayerCapture, plan: Plan, kept: dict[str, Records], boundaries: NDArray[np.float32]
 ) -> list[Records]:
     """Up to PER_STRATUM windows of each neuron between each two neighbouring quantiles.
 
-    `nested` holds the strongest windows of all windows, then of one in 4, one in 16, ... A stratum is read from the
-    largest sample whose kept windows reach down to its lower boundary: there every window of the stratum that the
-    sample holds was kept, so a draw among them is a fair one.
+    `kept` holds the strongest windows of all windows (`top`), and of one in 4, one in 16, ... (`1`, `2`). A stratum is
+    read from the largest sample whose kept windows reach down to its lower boundary: there every window of the stratum
+    that the sample holds was kept, so a draw among them is a fair one.
     """
     neurons = len(boundaries)
     lower = np.concatenate([np.full((neurons, 1), -np.inf), boundaries], axis=1)
     upper = np.concatenate([boundaries, np.full((neurons, 1), np.inf)], axis=1)
-    sizes = [plan.n_windows, *(int((plan.level >= level).sum()) for level in plan.levels)]
+    nested = [kept["top"], *(kept[str(level)] for level in capture.levels)]
     reach = np.full((len(nested), neurons), np.inf)
-    for sample, (records, size) in enumerate(zip(nested, sizes, strict=True)):
+    for sample, (level, records) in enumerate(zip((0, *capture.levels), nested, strict=True)):
         np.minimum.at(reach[sample], records.neuron, records.peak)
-        if size <= TOP:
+        if capture.sample_size(level) * neurons == len(records.neuron):
             reach[sample] = -np.inf
     strata: list[Records] = []
     for index in range(lower.shape[1]):
@@ -148,7 +169,7 @@ def _strata(
             inside = (sample_of[at] == sample) & (records.peak >= lower[at, index]) & (records.peak < upper[at, index])
             pieces.append(_chosen(records, np.flatnonzero(inside)))
         candidates = _concatenated(pieces)
-        order = np.lexsort((shuffled[candidates.window], candidates.neuron))
+        order = np.lexsort((capture.priorities_of(plan.ids[candidates.window], candidates.neuron), candidates.neuron))
         drawn = _position_in_group(candidates.neuron[order]) < PER_STRATUM
         strata.append(_chosen(candidates, order[drawn]))
     return strata

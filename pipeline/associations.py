@@ -16,6 +16,9 @@ from pipeline.tables import SPLITS
 STRONGEST = 50
 """Tokens kept for their mean activation, and for their weight (Bills et al. 2023 show 50)."""
 
+_CELLS = 4_000_000
+"""Tokens times neurons worked on at a time."""
+
 SEEN_OFTEN = 5
 """Occurrences below which a mean says more about one text than about the token."""
 
@@ -31,42 +34,40 @@ def associations(
     records: pl.DataFrame,
     sequences: pl.DataFrame,
     *,
-    weights: NDArray[np.float32] | None,
+    embeddings: NDArray[np.float32] | None,
+    reading: NDArray[np.float32] | None,
     fingerprint: str,
     corpus: str,
 ) -> pl.DataFrame:
     """The `token_associations` rows of one layer, without `run_id`.
 
-    `records` are the layer's `activations`; `weights` has shape (token of `corpus_tokens`, neuron), None where the
-    neurons have no linear form. `corpus` is the content hash of `sequences`.
+    `records` are the layer's `activations`. A weight is `embeddings[token] @ reading[:, neuron]` with shapes
+    (vocabulary, width) and (width, neuron); None where the neurons have no linear form. `corpus` is the content hash of
+    `sequences`. Worked in blocks of neurons, so that memory does not grow with tokens times neurons.
     """
     tokens = corpus_tokens(plan)
-    neurons = len(capture.mean)
     counts = np.zeros(len(tokens), dtype=np.int64)
-    place = np.searchsorted(tokens, plan.lookup)
-    counts[place] = plan.counts
-    means = np.tile(np.nan_to_num(capture.open_mean).astype(np.float32), (len(tokens), 1))
-    means[place] = capture.token_sums / plan.counts[:, None]
-
-    frames: list[pl.DataFrame] = []
-    for polarity, sign in (("+", 1.0), ("-", -1.0))[: 2 if capture.signed else 1]:
-        often = counts >= min(SEEN_OFTEN, counts.max(initial=0))
-        kept = [
-            _scored(records.filter(pl.col("polarity") == polarity), sequences, tokens, neurons),
-            _highest(np.where(often[:, None] & (counts > 0)[:, None], sign * means, -np.inf)),
-        ]
-        if not counts.any():
-            # No document may be read for a mean: no tokens and no fallback, rather than zeros.
-            kept = [np.empty(0, np.int64)]
-        elif weights is not None:
-            kept.append(_highest(np.where((counts > 0)[:, None], sign * weights, -np.inf)))
-        frames.append(_rows(np.unique(np.concatenate(kept)), tokens, counts, means, weights, polarity, neurons))
-    frame = pl.concat(frames).with_columns(
-        pl.lit(capture.layer, pl.Int32).alias("layer"),
-        pl.Series(capture.open_mean.astype(np.float32))
-        .fill_nan(None)
-        .gather(pl.concat(frames)["neuron"])
-        .alias("fallback"),
+    place = np.searchsorted(tokens, capture.lookup)
+    counts[place] = capture.lookup_counts
+    of_lookup, fallback = capture.token_means(), capture.open_mean().astype(np.float32)
+    vectors = None if embeddings is None or reading is None else embeddings[tokens]
+    scored = {polarity: _scored(records, polarity, sequences, tokens) for polarity in capture.strongest}
+    block = max(_CELLS // max(len(tokens), 1), 1)
+    frames: dict[str, list[pl.DataFrame]] = {polarity: [] for polarity in capture.strongest}
+    for first in range(0, capture.n_neurons, block):
+        part = slice(first, min(first + block, capture.n_neurons))
+        means = np.tile(np.nan_to_num(fallback[part]), (len(tokens), 1))
+        means[place] = np.where(counts[place, None] > 0, of_lookup[:, part], means[place])
+        weights = None if vectors is None or reading is None else vectors @ reading[:, part]
+        for polarity, found in frames.items():
+            kept = _kept(scored[polarity], means, weights, counts, part, sign=1 if polarity == "+" else -1)
+            rows = _rows(kept, tokens, counts, means, weights, polarity)
+            found.append(rows.with_columns((pl.col("neuron") + first).cast(pl.Int32)))
+    frame = pl.concat([rows for found in frames.values() for rows in found]).with_columns(
+        pl.lit(capture.layer, pl.Int32).alias("layer")
+    )
+    frame = frame.with_columns(
+        pl.Series(fallback).fill_nan(None).gather(frame.get_column("neuron")).alias("fallback"),
     )
     made_from = frame.select("layer", "neuron", "polarity").with_columns(
         pl.Series("tokens", list_hashes(frame.get_column("token_ids")))
@@ -75,24 +76,42 @@ def associations(
     return frame.with_columns(pl.Series("identity", made))
 
 
-def _scored(
-    records: pl.DataFrame, sequences: pl.DataFrame, tokens: NDArray[np.int32], neurons: int
+def _kept(
+    scored: NDArray[np.int64],
+    means: NDArray[np.float32],
+    weights: NDArray[np.float32] | None,
+    counts: NDArray[np.int64],
+    part: slice,
+    *,
+    sign: int,
 ) -> NDArray[np.int64]:
-    """Codes (neuron * number of tokens + token) of all tokens in records that may be scored."""
+    """Codes (neuron of the block * number of tokens + token), ascending, of the tokens to keep."""
+    if not counts.any():
+        # No document may be read for a mean: no tokens and no fallback, rather than zeros.
+        return np.empty(0, np.int64)
+    size = len(counts)
+    often = (counts >= min(SEEN_OFTEN, counts.max())) & (counts > 0)
+    inside = scored[np.searchsorted(scored, part.start * size) : np.searchsorted(scored, part.stop * size)]
+    kept = [inside - part.start * size, _highest(np.where(often[:, None], sign * means, -np.inf))]
+    if weights is not None:
+        kept.append(_highest(np.where((counts > 0)[:, None], sign * weights, -np.inf)))
+    return np.unique(np.concatenate(kept))
+
+
+def _scored(
+    records: pl.DataFrame, polarity: str, sequences: pl.DataFrame, tokens: NDArray[np.int32]
+) -> NDArray[np.int64]:
+    """Codes (neuron * number of tokens + token), ascending, of all tokens in records that may be scored."""
     scored = sequences.filter(pl.col("split") == SPLITS[2]).select("sequence_id", "token_ids")
     pairs = (
-        records.filter(pl.col("stratum").is_in(["top", "random"]))
+        records.filter((pl.col("polarity") == polarity) & pl.col("stratum").is_in(["top", "random"]))
         .select("neuron", "sequence_id")
+        .unique()
         .join(scored, on="sequence_id", how="inner")
         .explode("token_ids")
     )
-    if pairs.is_empty():
-        return np.empty(0, np.int64)
     at = np.searchsorted(tokens, pairs.get_column("token_ids").to_numpy())
-    codes = pairs.get_column("neuron").to_numpy().astype(np.int64) * len(tokens) + at
-    seen = np.zeros(neurons * len(tokens), dtype=bool)
-    seen[codes] = True
-    return np.flatnonzero(seen)
+    return np.unique(pairs.get_column("neuron").to_numpy().astype(np.int64) * len(tokens) + at)
 
 
 def _highest(strength: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -115,8 +134,8 @@ def _rows(  # noqa: PLR0917 (private, and each is another kind of array)
     means: NDArray[np.float32],
     weights: NDArray[np.float32] | None,
     polarity: str,
-    neurons: int,
 ) -> pl.DataFrame:
+    """One row for each neuron of a block."""
     neuron, token = np.divmod(codes, len(tokens))
     rows = pl.DataFrame(
         {
@@ -128,7 +147,7 @@ def _rows(  # noqa: PLR0917 (private, and each is another kind of array)
         }
     )
     lists = (
-        pl.DataFrame({"neuron": np.arange(neurons, dtype=np.int32)})
+        pl.DataFrame({"neuron": np.arange(means.shape[1], dtype=np.int32)})
         .join(
             rows.group_by("neuron", maintain_order=True).agg(pl.all()), on="neuron", how="left", maintain_order="left"
         )

@@ -3,6 +3,7 @@
     NeuronLedgerError
     ├── SettingsError       a flag, a variable or a line of neuronledger.toml is wrong
     ├── SubjectError        the subject model cannot be loaded, or has no MLP neurons
+    ├── CaptureError        captures of different layers, or with a window in common, cannot be merged
     ├── CorpusError         the corpus cannot be read, or holds no text
     ├── LakeError           a table is damaged, or rows would break one of its rules
     └── LanguageModelError  the endpoint cannot be used at all (one failed reply is a row, not an error)
@@ -21,6 +22,10 @@ class SettingsError(NeuronLedgerError):
 
 class SubjectError(NeuronLedgerError):
     """The subject model cannot be loaded, or it has no MLP neurons to explain."""
+
+
+class CaptureError(NeuronLedgerError):
+    """Captures cannot be merged, or a kept one does not belong to this run."""
 
 
 class CorpusError(NeuronLedgerError):

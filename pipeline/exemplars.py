@@ -43,7 +43,13 @@ def exemplars(records: pl.DataFrame, sequences: pl.DataFrame) -> pl.DataFrame:
         )
         .filter(pl.col("rank") < PER_SPLIT)
     )
-    shown = pl.when(pl.col("split").is_in(SHOWN)).then(pl.col("peak")).max().clip(0.0)
+    # Of the activations as they are shown, so that the strongest of them is 10.
+    strongest = (
+        pl.when(pl.col("polarity") == "-")
+        .then(-pl.col("activations").list.min())
+        .otherwise(pl.col("activations").list.max())
+    )
+    shown = pl.when(pl.col("split").is_in(SHOWN)).then(strongest).max().clip(0.0)
     rows = rows.with_columns(
         shown.over("layer", "neuron", "polarity").fill_null(0.0).cast(pl.Float32).alias("scale_maximum")
     )

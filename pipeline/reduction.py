@@ -1,323 +1,463 @@
-"""Reduction: the activations of one layer, taken in batch by batch and reduced at once, on the device where they are.
+"""Reduction: the activations of one layer, taken in batch by batch and reduced at once into a capture.
 
-What is kept, and why it stays bounded, is in `pipeline.capture`. This is the only module of the science that needs torch.
+What is kept, and why it stays bounded, is in `pipeline.capture`; the loops are in `pipeline.kernels`.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from pipeline.capture import NOT_SCORED, PER_SPLIT, QUANTILE_WINDOWS, TOP, LayerCapture, Plan, Records
-from pipeline.errors import SubjectError
+from pipeline import kernels
+from pipeline.capture import (
+    EMPTY,
+    HISTOGRAM_CLASSES,
+    HISTOGRAM_EDGES,
+    LOOKUP_BITS,
+    MAXIMA,
+    PER_SAMPLE,
+    PER_SPLIT,
+    TOP,
+    ExactSums,
+    LayerCapture,
+    Plan,
+    Slots,
+    neuron_numbers,
+)
+from pipeline.errors import CaptureError, SubjectError
 from pipeline.tables import SPLITS
 
-_PIECE = 256
-"""Tokens reduced at a time: 256 x 1536 float32 values fit a second-level cache."""
+if TYPE_CHECKING:
+    import torch
+
+_PIECE = 16
+"""Windows reduced at a time, so that what is known of each (window, neuron) stays small."""
+
+_NARROW = 2**31
+"""Steps that a token sum of 32 bits may never reach."""
+
+_SANE = 2**52
+"""Steps that one activation may never reach."""
 
 
 class LayerReduction:
-    """Reduces the batches of one layer as they come. `receive` each window once, then ask for the `result`."""
+    """Reduces the batches of one layer as they come. `receive` each window once, then ask for the `result`.
 
-    def __init__(self, plan: Plan, *, layer: int, n_neurons: int, signed: bool, seed: int, device: str = "cpu") -> None:
+    `probe` is the strongest |activation| of each neuron (neuron,) on the subject's probe, units of the neuron: it sets
+    the steps of the token sums. `start` is a capture of windows of the same plan to go on from. The neurons are shared
+    out among the threads of `pool`; their number changes no bit.
+
+    Raises:
+        CaptureError: `start` belongs to another layer, model or plan.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        layer: int,
+        signed: bool,
+        seed: int,
+        probe: NDArray[np.float32],
+        start: LayerCapture | None = None,
+        pool: ThreadPoolExecutor | None = None,
+    ) -> None:
         self.plan = plan
         self.layer = layer
         self.signed = signed
-        self._n = n_neurons
-        self._length = max((len(tokens) for tokens in plan.tokens), default=0)
-        self._count = 0
-        self._shift: torch.Tensor | None = None
-        self._powers = torch.zeros((4, n_neurons), dtype=torch.float64, device=device)
-        self._scratch = torch.empty((2, _PIECE, n_neurons), device=device)
-        self._minimum = torch.full((n_neurons,), torch.inf, device=device)
-        self._maximum = torch.full((n_neurons,), -torch.inf, device=device)
-        self._positive = torch.zeros(n_neurons, dtype=torch.float64, device=device)
-        self._open_count = 0
-        self._open_sum = torch.zeros(n_neurons, dtype=torch.float64, device=device)
-        self._token_sums = torch.zeros((len(plan.lookup), n_neurons), device=device)
-        self._random_pairs = _pairs_by_window(
-            plan.random_windows(layer=layer, n_neurons=n_neurons, seed=seed), plan.n_windows
-        )
-        self._random: list[Records] = []
+        self._seed = seed
+        self._n = n = len(probe)
+        self._pool = pool
+        self._read = np.zeros(plan.n_windows, dtype=bool)
+        self._parts = np.zeros((5, 3, n))
+        self._exponents = np.full((5, n), kernels.LOWEST, dtype=np.int32)
+        self._minimum = np.full(n, np.inf, dtype=np.float32)
+        self._maximum = np.full(n, -np.inf, dtype=np.float32)
+        self._positive = np.zeros(n, dtype=np.int64)
+        self._histogram = np.zeros((HISTOGRAM_CLASSES, n, len(HISTOGRAM_EDGES) + 1), dtype=np.int32)
         self._maxima = {
-            polarity: torch.zeros((min(plan.n_windows, QUANTILE_WINDOWS), n_neurons), device=device)
+            polarity: np.zeros((min(plan.n_windows, MAXIMA), n), dtype=np.float32)
             for polarity in (("+", "-") if signed else ("+",))
         }
-        names = ["top", *SPLITS, *(str(level) for level in plan.levels)]
+        length = int(plan.lengths.max(initial=0))
+        groups = {"top": TOP, **dict.fromkeys(SPLITS, PER_SPLIT), **dict.fromkeys(map(str, plan.levels), PER_SAMPLE)}
+        self._groups = np.stack([_members(plan, name) for name in groups], axis=1)
         self._strongest = {
-            polarity: {
-                name: _Strongest(PER_SPLIT if name in SPLITS else TOP, n_neurons, device=device) for name in names
-            }
-            for polarity in self._maxima
+            polarity: _Strongest(groups, n, length, sign=1 if polarity == "+" else -1) for polarity in self._maxima
         }
+        self._random = _Random(plan, layer=layer, n_neurons=n, length=length, seed=seed)
+        self._tokens = _TokenSums(plan, probe)
+        if start is not None:
+            self._continue(start)
 
-    def receive(self, windows: NDArray[np.int64], activations: torch.Tensor) -> None:
-        """Take in one batch: the windows, and their activations (window, token, neuron).
+    def receive(self, windows: NDArray[np.int64], activations: "torch.Tensor") -> None:
+        """Take in a batch: the windows, and their activations (window, token, neuron) in float32.
+
+        Positions past the end of a window are not looked at.
 
         Raises:
-            SubjectError: an activation is NaN or infinite.
+            SubjectError: an activation is NaN or infinite, or beyond all measure of the probe.
+            CaptureError: a window came before.
         """
-        with _one_thread():
-            self._receive(windows, activations)
-
-    def _receive(self, windows: NDArray[np.int64], activations: torch.Tensor) -> None:
-        tokens = [self.plan.tokens[window] for window in windows]
-        lengths = np.asarray([len(ids) for ids in tokens])
-        real = None
-        if (lengths < activations.shape[1]).any():
-            position = torch.arange(activations.shape[1], device=activations.device)
-            real = position < torch.as_tensor(lengths, device=activations.device)[:, None]
-        rows = activations.flatten(0, 1) if real is None else activations[real]
-        self._add_moments(rows)
-        self._add_tokens(windows, np.concatenate(tokens), lengths, rows)
-        self._add_records(windows, activations, real)
+        if self._read[windows].any():
+            raise CaptureError(f"window {windows[self._read[windows]][0]} came twice to layer {self.layer}")
+        x = activations.numpy(force=True)
+        for at in range(0, len(windows), _PIECE):
+            piece = _Piece.of(self.plan, windows[at : at + _PIECE], x[at : at + _PIECE])
+            self._share(piece.measure)
+            if not np.isfinite(piece.sums[0]).all():
+                self._refuse(piece)
+            self._tokens.make_room(piece, layer=self.layer)
+            self._share(partial(self._take, piece))
+            early = piece.windows < MAXIMA
+            for polarity, maxima in self._maxima.items():
+                maxima[piece.windows[early]] = piece.high[early] if polarity == "+" else -piece.low[early]
+        self._read[windows] = True
 
     def result(self) -> LayerCapture:
-        """What was kept, as numpy arrays."""
-        mean, m2, m3, m4 = self._central_moments()
+        """What was kept so far. It shares memory with what is to come."""
+        plan, read = self.plan, self._read
+        early = np.flatnonzero(read[:MAXIMA])
+        counts, sums = self._tokens.result()
         return LayerCapture(
             layer=self.layer,
             signed=self.signed,
-            count=self._count,
-            mean=mean,
-            m2=m2,
-            m3=m3,
-            m4=m4,
-            minimum=self._minimum.cpu().numpy(),
-            maximum=self._maximum.cpu().numpy(),
-            positive=self._positive.cpu().numpy().astype(np.int64),
+            seed=self._seed,
+            ids=plan.ids[read],
+            count=int(plan.lengths[read].sum()),
+            open_count=int(plan.lengths[read & plan.is_open].sum()),
+            sums=ExactSums(self._parts, self._exponents).canonical(),
+            minimum=self._minimum,
+            maximum=self._maximum,
+            positive=self._positive,
+            histogram_level=plan.histogram_level,
+            histogram=self._histogram.astype(np.int64),
             strongest={
-                polarity: {name: kept.result() for name, kept in groups.items()}
-                for polarity, groups in self._strongest.items()
+                polarity: {name: kept.in_order(name, plan) for name in kept.names}
+                for polarity, kept in self._strongest.items()
             },
-            maxima={polarity: maxima.cpu().numpy() for polarity, maxima in self._maxima.items()},
-            random=_joined(self._random, self._length),
-            token_sums=self._token_sums.cpu().numpy(),
-            open_mean=(self._open_sum / self._open_count if self._open_count else self._open_sum * torch.nan)
-            .cpu()
-            .numpy(),
+            random={split: self._random.in_order(split, plan) for split in SPLITS},
+            maxima_ids=plan.ids[early],
+            maxima={polarity: maxima[early] for polarity, maxima in self._maxima.items()},
+            lookup=self._tokens.lookup,
+            lookup_counts=counts,
+            token_sums=sums,
+            token_step=self._tokens.step,
         )
 
-    def _central_moments(self) -> list[NDArray[np.float64]]:
-        """The mean, and the sums of (x - mean) to the powers 2, 3 and 4, from those about the shift."""
-        n = self._count
-        s1, s2, s3, s4 = self._powers
-        shift = torch.zeros_like(s1) if self._shift is None else self._shift.double()
-        d = s1 / n
-        moments = (
-            shift + d,
-            s2 - n * d**2,
-            s3 - 3 * d * s2 + 2 * n * d**3,
-            s4 - 4 * d * s3 + 6 * d**2 * s2 - 3 * n * d**4,
-        )
-        return [moment.cpu().numpy() for moment in moments]
-
-    def _add_moments(self, rows: torch.Tensor) -> None:
-        """Add a batch (token, neuron) to the sums of powers of x - shift.
-
-        The shift is the mean of the first tokens seen: near the true mean, so that little is lost to cancellation
-        when the central moments are taken. Rows go through in pieces that fit the processor's cache, some ten times
-        as fast as whole batches; each piece is summed in float32, the pieces in float64.
-        """
-        if self._shift is None:
-            self._shift = rows[:64].mean(0)
-        lowest, highest = rows.amin(0), rows.amax(0)
-        most = torch.maximum(highest - self._shift, self._shift - lowest)
-        if not torch.isfinite(most).all():
-            self._refuse(rows)
-        # In units of the batch's own power of two, so that no fourth power leaves the range of float32.
-        unit = torch.exp2(torch.where(most > 0, most, 1.0).log2().floor().clamp(-120, 120))
-        powers = torch.zeros_like(self._powers)
-        for start in range(0, rows.shape[0], _PIECE):
-            x = rows[start : start + _PIECE]
-            d = torch.sub(x, self._shift, out=self._scratch[0, : len(x)]).div_(unit)
-            square = torch.mul(d, d, out=self._scratch[1, : len(x)])
-            powers[0] += d.sum(0)
-            powers[1] += square.sum(0)
-            powers[2] += d.mul_(square).sum(0)
-            powers[3] += square.mul_(square).sum(0)
-            self._positive += torch.gt(x, 0, out=d).sum(0)
-        for power in range(4):
-            self._powers[power] += powers[power] * unit.double() ** (power + 1)
-        self._count += rows.shape[0]
-        torch.minimum(self._minimum, lowest, out=self._minimum)
-        torch.maximum(self._maximum, highest, out=self._maximum)
-
-    def _add_tokens(
-        self, windows: NDArray[np.int64], tokens: NDArray[np.int32], lengths: NDArray[np.int64], rows: torch.Tensor
-    ) -> None:
-        """Add the rows of documents that are not scored to the sums of their tokens."""
-        is_open = np.isin(self.plan.split[windows], [SPLITS.index(name) for name in NOT_SCORED])
-        if not is_open.any():
+    def _share(self, work: Callable[[int, int], None]) -> None:
+        """Do the work for all neurons, a part of them in each thread."""
+        if self._pool is None:
+            work(0, self._n)
             return
-        chosen = np.repeat(is_open, lengths)
-        if not chosen.all():
-            tokens, rows = tokens[chosen], rows[torch.as_tensor(chosen, device=rows.device)]
-        # Summing each token within the batch first keeps float32 exact to about seven digits for common tokens.
-        distinct, inverse = np.unique(tokens, return_inverse=True)
-        partial = torch.zeros((len(distinct), self._n), device=rows.device)
-        partial.index_add_(0, torch.as_tensor(inverse, device=rows.device), rows)
-        self._open_count += len(tokens)
-        self._open_sum += partial.sum(0, dtype=torch.float64)
-        place = np.searchsorted(self.plan.lookup, distinct)
-        place = np.minimum(place, max(len(self.plan.lookup) - 1, 0))
-        known = self.plan.lookup[place] == distinct
-        self._token_sums.index_add_(
-            0,
-            torch.as_tensor(place[known], device=rows.device),
-            partial[torch.as_tensor(known, device=rows.device)],
-        )
+        threads = self._pool._max_workers
+        width = -(-self._n // (threads * kernels.BLOCK)) * kernels.BLOCK
+        parts = [(start, min(start + width, self._n)) for start in range(0, self._n, width)]
+        for done in [self._pool.submit(work, *part) for part in parts]:
+            done.result()
 
-    def _add_records(self, windows: NDArray[np.int64], activations: torch.Tensor, real: torch.Tensor | None) -> None:
-        device = activations.device
-        index = torch.as_tensor(windows, device=device)
-        for polarity, groups in self._strongest.items():
-            signed = activations if polarity == "+" else -activations
-            shown = signed if real is None else signed.masked_fill(~real[:, :, None], -torch.inf)
-            peaks = shown.amax(1)
-            early = index < QUANTILE_WINDOWS
-            self._maxima[polarity][index[early]] = peaks[early]
-            for name, kept in groups.items():
-                members = np.ones(len(windows), dtype=bool)
-                if name in SPLITS:
-                    members = self.plan.split[windows] == SPLITS.index(name)
-                elif name != "top":
-                    members = self.plan.level[windows] >= int(name)
-                if members.all():
-                    kept.offer(index, peaks, activations)
-                elif members.any():
-                    some = torch.as_tensor(np.flatnonzero(members), device=device)
-                    kept.offer(index[some], peaks[some], activations, rows=some)
-            if polarity == "+":
-                self._random.append(self._drawn(windows, peaks, activations))
+    def _take(self, piece: "_Piece", start: int, stop: int) -> None:
+        """Add a measured piece to everything that is kept of the neurons from `start` to `stop`."""
+        part = slice(start, stop)
+        np.minimum(self._minimum[part], piece.low[:, part].min(axis=0), out=self._minimum[part])
+        np.maximum(self._maximum[part], piece.high[:, part].max(axis=0), out=self._maximum[part])
+        self._positive[part] += piece.positive[part]
+        for index in range(4):
+            kernels.add_exactly(piece.sums[index], start, stop, self._parts[index], self._exponents[index])
+        if piece.is_open.any():
+            kernels.add_exactly(piece.sums[0][piece.is_open], start, stop, self._parts[4], self._exponents[4])
+            self._tokens.add(piece, start, stop)
+        classes = np.minimum(self.plan.level[piece.windows] - self.plan.histogram_level, HISTOGRAM_CLASSES - 1)
+        if (classes >= 0).any():
+            kernels.count_in_bins(
+                piece.x.view(np.int32), piece.lengths, classes.astype(np.int32), start, stop, self._histogram
+            )
+        for strongest in self._strongest.values():
+            strongest.offer(piece, self._groups[piece.windows], start, stop)
+        self._random.keep(piece, start, stop)
 
-    def _drawn(self, windows: NDArray[np.int64], peaks: torch.Tensor, activations: torch.Tensor) -> Records:
-        """The records of this batch that were drawn before the run."""
-        order, starts = self._random_pairs
-        pieces = [order[starts[window] : starts[window + 1]] for window in windows]
-        neuron = np.concatenate(pieces)
-        row = np.repeat(np.arange(len(windows)), [len(piece) for piece in pieces])
-        at = (torch.as_tensor(row, device=peaks.device), torch.as_tensor(neuron, device=peaks.device))
-        return Records(
-            neuron=neuron,
-            window=windows[row],
-            peak=peaks[at].cpu().numpy(),
-            activations=_padded(activations[at[0], :, at[1]], self._length).cpu().numpy(),
-        )
+    def _continue(self, start: LayerCapture) -> None:
+        """Take over everything from a capture of some windows of the same plan."""
+        names = {polarity: kept.names for polarity, kept in self._strongest.items()}
+        kept = {polarity: list(groups) for polarity, groups in start.strongest.items()}
+        same = (start.layer, start.signed, start.seed) == (self.layer, self.signed, self._seed)
+        lookup, step = self._tokens.lookup, self._tokens.step
+        if (
+            not same
+            or names != kept
+            or not np.isin(start.ids, self.plan.ids).all()
+            or not np.array_equal(start.lookup, lookup)
+            or not np.array_equal(start.token_step, step)
+        ):
+            raise CaptureError(
+                f"the capture to go on from is not of this model, text and seed; remove it (layer {start.layer})"
+            )
+        self._read[np.searchsorted(self.plan.ids, start.ids)] = True
+        self._parts[:], self._exponents[:] = start.sums.parts, start.sums.exponents
+        self._minimum[:], self._maximum[:] = start.minimum, start.maximum
+        self._positive[:] = start.positive
+        self._histogram[:] = start.histogram
+        for polarity, maxima in self._maxima.items():
+            maxima[np.searchsorted(self.plan.ids, start.maxima_ids)] = start.maxima[polarity]
+            for name, slots in start.strongest[polarity].items():
+                self._strongest[polarity].fill(name, slots, self.plan)
+        for split, slots in start.random.items():
+            self._random.fill(split, slots, self.plan)
+        self._tokens.fill(start)
 
-    def _refuse(self, rows: torch.Tensor) -> None:
-        bad = ~torch.isfinite(rows)
-        neuron = int(bad.any(0).nonzero()[0])
+    def _refuse(self, piece: "_Piece") -> None:
+        real = np.arange(piece.x.shape[1])[:, None] < piece.lengths[:, None, None]
+        bad = ~np.isfinite(piece.x) & real
+        neuron = int(bad.any(axis=(0, 1)).argmax())
         raise SubjectError(
             f"layer {self.layer} gave {int(bad.sum()):,} activations that are NaN or infinite, first in neuron {neuron}; "
             "check the weights, or load the model in float32"
         )
 
 
-class _Strongest:
-    """The `k` strongest windows of every neuron among those offered, with their activations.
+@dataclass(frozen=True)
+class _Piece:
+    """A few windows, with what is known of each (window, neuron)."""
 
-    Candidates that beat the weakest window kept so far wait in a buffer; now and then it is sorted and cut. A
-    neuron meets about k * (1 + ln(n / k)) candidates in n windows, so the buffer is seldom sorted.
-    """
+    windows: NDArray[np.int32]
+    x: NDArray[np.float32]
+    lengths: NDArray[np.int64]
+    tokens: list[NDArray[np.int32]]
+    is_open: NDArray[np.bool_]
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+    sums: NDArray[np.float64]
+    positive: NDArray[np.int32]
 
-    def __init__(self, k: int, n_neurons: int, *, device: str) -> None:
-        self._k = k
-        self._weakest = torch.full((n_neurons,), -torch.inf, device=device)
-        self._weakest_window = torch.full((n_neurons,), torch.iinfo(torch.int64).max, device=device)
-        self._kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
-        self._waiting = 0
-        self._limit = 8 * n_neurons
-
-    def offer(
-        self,
-        windows: torch.Tensor,
-        peaks: torch.Tensor,
-        activations: torch.Tensor,
-        rows: torch.Tensor | None = None,
-    ) -> None:
-        """Windows (window,), their maxima (window, neuron), and the batch's activations, whose rows they are."""
-        better = (peaks > self._weakest) | ((peaks == self._weakest) & (windows[:, None] < self._weakest_window))
-        row, neuron = better.nonzero(as_tuple=True)
-        source = row if rows is None else rows[row]
-        self._kept.append((neuron, windows[row], peaks[row, neuron], activations[source, :, neuron]))
-        self._waiting += len(neuron)
-        if self._waiting > self._limit:
-            self._cut()
-
-    def result(self) -> Records:
-        self._cut()
-        neuron, window, peak, vectors = self._kept[0]
-        return Records(
-            neuron=neuron.cpu().numpy(),
-            window=window.cpu().numpy(),
-            peak=peak.cpu().numpy(),
-            activations=vectors.cpu().numpy(),
+    @classmethod
+    def of(cls, plan: Plan, windows: NDArray[np.int64], x: NDArray[np.float32]) -> "_Piece":
+        shape = (len(windows), x.shape[2])
+        return cls(
+            windows=windows.astype(np.int32),
+            x=np.ascontiguousarray(x, dtype=np.float32),
+            lengths=plan.lengths[windows],
+            tokens=[plan.tokens[window] for window in windows],
+            is_open=plan.is_open[windows],
+            low=np.empty(shape, np.float32),
+            high=np.empty(shape, np.float32),
+            sums=np.empty((4, *shape), np.float64),
+            positive=np.zeros(shape[1], np.int32),
         )
 
-    def _cut(self) -> None:
-        """Keep the k strongest of each neuron, sorted by (neuron, -peak, window)."""
-        device = self._weakest.device
-        if not self._kept:
-            nothing = torch.empty(0, dtype=torch.int64, device=device)
-            self._kept = [(nothing, nothing, torch.empty(0, device=device), torch.empty((0, 0), device=device))]
-            return
-        longest = max(vectors.shape[1] for *_, vectors in self._kept)
-        neuron, window, peak = (torch.cat([entry[i] for entry in self._kept]) for i in range(3))
-        order = torch.argsort(window, stable=True)
-        order = order[torch.argsort(peak[order], descending=True, stable=True)]
-        order = order[torch.argsort(neuron[order], stable=True)]
-        counts = torch.bincount(neuron, minlength=len(self._weakest))
-        starts = torch.cumsum(counts, 0) - counts
-        rank = torch.arange(len(order), device=device) - starts[neuron[order]]
-        order = order[rank < self._k]
-        vectors = torch.cat([_padded(entry[3], longest) for entry in self._kept])[order]
-        neuron, window, peak = neuron[order], window[order], peak[order]
-        self._kept = [(neuron, window, peak, vectors)]
-        self._waiting = 0
-        full = (rank == self._k - 1).nonzero(as_tuple=True)[0]
-        if len(full):
-            last = torch.cumsum(torch.clamp(counts, max=self._k), 0)[counts >= self._k] - 1
-            self._weakest[neuron[last]] = peak[last]
-            self._weakest_window[neuron[last]] = window[last]
+    def measure(self, start: int, stop: int) -> None:
+        """Fill in the extremes and sums of the neurons from `start` to `stop`."""
+        kernels.window_sums(self.x, self.lengths, start, stop, self.low, self.high, self.sums, self.positive)
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for many small sums: threads that wait for each other cost more than they add.
+class _Kept:
+    """Slots for windows of each neuron, with their activations, in groups of some slots each."""
 
-    Measured on two busy cores: 1.2 times the bare forward pass, against 2.8 with two threads.
+    def __init__(self, groups: Mapping[str, int], n_neurons: int, length: int) -> None:
+        self.names = list(groups)
+        self.starts = np.cumsum([0, *groups.values()])
+        slots = int(self.starts[-1])
+        self.windows = np.full((n_neurons, slots), -1, dtype=np.int32)
+        self.peaks = np.full((n_neurons, slots), -np.inf, dtype=np.float32)
+        self.steps = np.zeros((n_neurons, slots, length), dtype=np.int16)
+        self.exponents = np.zeros((n_neurons, slots), dtype=np.int16)
+
+    def slots(self, name: str, plan: Plan) -> Slots:
+        """What is in the slots of one group."""
+        place = self.names.index(name)
+        part = np.s_[:, self.starts[place] : self.starts[place + 1]]
+        return Slots(
+            ids=np.append(plan.ids, EMPTY)[self.windows[part]],
+            peaks=self.peaks[part],
+            steps=self.steps[part],
+            exponents=self.exponents[part],
+        )
+
+
+class _Strongest(_Kept):
+    """The strongest windows of each group."""
+
+    def __init__(self, groups: Mapping[str, int], n_neurons: int, length: int, *, sign: int) -> None:
+        super().__init__(groups, n_neurons, length)
+        self._sign = sign
+        self._weakest = np.repeat(self.starts[:-1, None], n_neurons, axis=1).astype(np.int32)
+        self._bars = np.full((len(groups), n_neurons), -np.inf, dtype=np.float32)
+
+    def offer(self, piece: _Piece, groups: NDArray[np.bool_], start: int, stop: int) -> None:
+        """Offer the windows of a piece to the groups (window, group) that they belong to."""
+        kernels.offer(
+            piece.x, piece.lengths, piece.windows, groups, self.starts, start, stop, piece.low, piece.high, self._sign,
+            self.windows, self.peaks, self.steps, self.exponents, self._weakest, self._bars,
+        )  # fmt: skip
+
+    def in_order(self, name: str, plan: Plan) -> Slots:
+        """The filled slots of a group, which are as many for each neuron, strongest first."""
+        slots = self.slots(name, plan)
+        filled = int((slots.ids[:1] != EMPTY).sum())
+        order = np.empty((len(slots.ids), filled), dtype=np.intp)
+        kernels.order_slots(slots.peaks[:, :filled], slots.ids[:, :filled], order)
+        return slots.ordered(order)
+
+    def fill(self, name: str, slots: Slots, plan: Plan) -> None:
+        """Put back what `in_order` gave."""
+        place = self.names.index(name)
+        first, last = self.starts[place], self.starts[place + 1]
+        filled, length = slots.steps.shape[1:]
+        part = np.s_[:, first : first + filled]
+        self.windows[part] = np.searchsorted(plan.ids, slots.ids)
+        self.peaks[part], self.exponents[part] = slots.peaks, slots.exponents
+        self.steps[:, first : first + filled, :length] = slots.steps
+        self._weakest[place] = min(first + filled, last - 1)
+        self._bars[place] = self.peaks[:, last - 1]
+
+
+class _Random(_Kept):
+    """The windows of each split that each neuron drew before the run."""
+
+    def __init__(self, plan: Plan, *, layer: int, n_neurons: int, length: int, seed: int) -> None:
+        super().__init__(dict.fromkeys(SPLITS, PER_SPLIT), n_neurons, length)
+        self._chosen = random_windows(plan, layer=layer, n_neurons=n_neurons, seed=seed)
+        neuron, slot = np.nonzero(self._chosen >= 0)
+        order = np.argsort(self._chosen[neuron, slot], kind="stable")
+        self._neuron, self._slot = neuron[order].astype(np.int32), slot[order].astype(np.int32)
+        self._pairs = np.searchsorted(self._chosen[neuron, slot][order], np.arange(plan.n_windows + 1))
+
+    def keep(self, piece: _Piece, start: int, stop: int) -> None:
+        """Keep the windows of a piece for the neurons that drew them."""
+        sizes = self._pairs[piece.windows + 1] - self._pairs[piece.windows]
+        pairs = np.concatenate([[0], np.cumsum(sizes)])
+        at = np.repeat(self._pairs[piece.windows] - pairs[:-1], sizes) + np.arange(pairs[-1])
+        kernels.keep_drawn(
+            piece.x, piece.lengths, piece.windows, pairs, self._neuron[at], self._slot[at], start, stop,
+            piece.low, piece.high, self.windows, self.peaks, self.steps, self.exponents,
+        )  # fmt: skip
+
+    def in_order(self, split: str, plan: Plan) -> Slots:
+        """The windows of a split that were read so far, in the order of the draw."""
+        slots = self.slots(split, plan)
+        order = np.argsort(slots.ids == EMPTY, axis=1, kind="stable")
+        return slots.ordered(order[:, : int((slots.ids != EMPTY).sum(axis=1).max(initial=0))])
+
+    def fill(self, split: str, slots: Slots, plan: Plan) -> None:
+        """Put windows into the slots that they were drawn for."""
+        windows = np.where(slots.ids == EMPTY, -2, np.searchsorted(plan.ids, slots.ids))
+        first = int(self.starts[self.names.index(split)])
+        for slot in range(first, first + PER_SPLIT):
+            neuron, column = np.nonzero(windows == self._chosen[:, slot : slot + 1])
+            self.windows[neuron, slot] = windows[neuron, column]
+            self.peaks[neuron, slot] = slots.peaks[neuron, column]
+            self.exponents[neuron, slot] = slots.exponents[neuron, column]
+            self.steps[neuron, slot, : slots.steps.shape[2]] = slots.steps[neuron, column]
+
+
+def _members(plan: Plan, group: str) -> NDArray[np.bool_]:
+    """Which windows belong to a group of the strongest."""
+    if group == "top":
+        return np.ones(plan.n_windows, dtype=bool)
+    return plan.split == SPLITS.index(group) if group in SPLITS else plan.level >= int(group)
+
+
+def random_windows(plan: Plan, *, layer: int, n_neurons: int, seed: int) -> NDArray[np.int64]:
+    """For each neuron, PER_SPLIT windows of each split drawn without replacement: (neuron, slot), -1 if too few.
+
+    Those with the lowest hash of (window id, neuron, layer, seed): so a draw among more windows can be made from the
+    draws among some and among the others, and one layer draws the same windows whichever layers run beside it.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    numbers, neurons = plan.random_numbers(layer=layer, seed=seed), neuron_numbers(n_neurons)
+    chosen = np.full((n_neurons, len(SPLITS), PER_SPLIT), -1, dtype=np.int64)
+    scratch = np.empty((n_neurons, PER_SPLIT), dtype=np.uint64)
+    for split in range(len(SPLITS)):
+        drawn = np.full((n_neurons, PER_SPLIT), -1, dtype=np.int64)
+        kernels.draw(numbers, neurons, np.flatnonzero(plan.split == split), drawn, scratch)
+        chosen[:, split] = drawn
+    return chosen.reshape(n_neurons, -1)
 
 
-def _padded(vectors: torch.Tensor, length: int) -> torch.Tensor:
-    return torch.nn.functional.pad(vectors, (0, length - vectors.shape[1]))
+class _TokenSums:
+    """The sum of a layer's activations at each token of the lookup table, in whole steps, so that it is exact.
+
+    Sums are kept in 32 bits. Before a piece could take one over the edge, its row is moved into 64 bits; only the rows
+    of common tokens ever are.
+    """
+
+    def __init__(self, plan: Plan, probe: NDArray[np.float32]) -> None:
+        n = len(probe)
+        self.lookup = plan.lookup_tokens(n)
+        self.step = token_step(probe)
+        self._per_unit = (1 / self.step).astype(np.float32)
+        self._row_of = np.full(int(self.lookup.max(initial=0)) + 1, -1, dtype=np.int32)
+        self._row_of[self.lookup] = np.arange(len(self.lookup))
+        self._narrow = np.zeros((len(self.lookup), n), dtype=np.int32)
+        self._wide: dict[int, NDArray[np.int64]] = {}
+        self._reach = np.zeros(len(self.lookup))
+        self._counts = np.zeros(len(self.lookup), dtype=np.int64)
+        self._places = np.empty((0, 0), dtype=np.int32)
+
+    def make_room(self, piece: _Piece, *, layer: int) -> None:
+        """Find the rows of a piece's tokens, and see that none of them can overflow."""
+        self._places = np.full(piece.x.shape[:2], -1, dtype=np.int32)
+        if not piece.is_open.any() or not len(self.lookup):
+            return
+        for row in np.flatnonzero(piece.is_open):
+            ids = piece.tokens[row]
+            known = np.where(ids < len(self._row_of), self._row_of[np.minimum(ids, len(self._row_of) - 1)], -1)
+            self._places[row, : len(ids)] = known
+        counts = np.bincount(self._places[self._places >= 0], minlength=len(self.lookup))
+        strongest = np.maximum(np.abs(piece.low), np.abs(piece.high)).max(axis=0)
+        steps = float((strongest * self._per_unit.astype(np.float64)).max()) + 1
+        if steps >= _SANE:
+            neuron = int((strongest * self._per_unit.astype(np.float64)).argmax())
+            raise SubjectError(
+                f"neuron {neuron} of layer {layer} reached {strongest[neuron]:.3g}, more than 2**35 times what any text "
+                "should give it; check the weights"
+            )
+        self._counts += counts
+        full = np.flatnonzero(self._reach + counts * steps >= _NARROW)
+        for row in full[counts[full] > 0]:
+            self._widen(int(row))
+            if counts[row] * steps >= _NARROW:
+                window, token = np.nonzero(self._places == row)
+                rounded = np.rint(piece.x[window, token].astype(np.float64) * self._per_unit)
+                self._wide[int(row)] += rounded.astype(np.int64).sum(axis=0)
+                self._places[window, token] = -1
+                counts[row] = 0
+        self._reach += counts * steps
+
+    def add(self, piece: _Piece, start: int, stop: int) -> None:
+        kernels.add_tokens(piece.x, piece.lengths, self._places, start, stop, self._per_unit, self._narrow)
+
+    def result(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Occurrences (token,) and sums (token, neuron) so far."""
+        sums = self._narrow.astype(np.int64)
+        for row, wide in self._wide.items():
+            sums[row] += wide
+        return self._counts.copy(), sums
+
+    def fill(self, start: LayerCapture) -> None:
+        """Take over the sums of a capture."""
+        self._counts[:] = start.lookup_counts
+        largest = np.abs(start.token_sums).max(axis=1, initial=0)
+        for row in np.flatnonzero(largest >= _NARROW // 2):
+            self._wide[int(row)] = start.token_sums[row].copy()
+        narrow = largest < _NARROW // 2
+        self._narrow[narrow] = start.token_sums[narrow]
+        self._reach[narrow] = largest[narrow]
+
+    def _widen(self, row: int) -> None:
+        self._wide[row] = self._wide.get(row, 0) + self._narrow[row].astype(np.int64)
+        self._narrow[row] = 0
+        self._reach[row] = 0
 
 
-def _joined(pieces: Sequence[Records], length: int) -> Records:
-    if not pieces:
-        empty = np.empty(0, np.int64)
-        return Records(empty, empty, np.empty(0, np.float32), np.empty((0, length), np.float32))
-    return Records(
-        neuron=np.concatenate([piece.neuron for piece in pieces]),
-        window=np.concatenate([piece.window for piece in pieces]),
-        peak=np.concatenate([piece.peak for piece in pieces]),
-        activations=np.concatenate([piece.activations for piece in pieces]),
-    )
+def token_step(probe: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The step of each neuron's token sums (neuron,), a power of two: 2**-LOOKUP_BITS of its strongest on the probe.
 
-
-def _pairs_by_window(windows: NDArray[np.int64], n_windows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Neurons sorted by the window they drew, and where each window's neurons start."""
-    neuron, draw = np.nonzero(windows >= 0)
-    drawn = windows[neuron, draw]
-    order = np.argsort(drawn, kind="stable")
-    starts = np.searchsorted(drawn[order], np.arange(n_windows + 1))
-    return neuron[order], starts
+    A neuron that the probe leaves silent gets a step a thousand times finer than the median neuron's.
+    """
+    strongest = probe.astype(np.float64)
+    typical = float(np.median(strongest)) or float(strongest.max(initial=0.0)) or 1.0
+    exponents = np.frexp(np.maximum(strongest, typical / 1024))[1]
+    return np.asarray(np.ldexp(1.0, exponents - LOOKUP_BITS), dtype=np.float64)

@@ -205,7 +205,11 @@ activations = Table(
         "sequence_id": SEQUENCE_ID,
         "peak": Column(pl.Float32, "strongest activation of the window in this polarity, units of the neuron"),
         "peak_token": Column(pl.Int32, "position of the peak, from 0; the first of equals"),
-        "activations": Column(pl.List(pl.Float32), "activation at each token, units of the neuron"),
+        "activations": Column(
+            pl.List(pl.Float32),
+            "activation at each token, units of the neuron, rounded to whole steps of a power of two, 2**11 to 2**12 of "
+            "which make the strongest of the window; `peak` is not rounded",
+        ),
         **MADE,
     },
 )
@@ -225,6 +229,11 @@ neuron_statistics = Table(
         "minimum": Column(pl.Float32, "units of the neuron"),
         "maximum": Column(pl.Float32, "units of the neuron"),
         "fraction_positive": Column(pl.Float64, "share of tokens with an activation above zero"),
+        "histogram": Column(
+            pl.List(pl.Int64),
+            "tokens in each of 99 bins, over a sample of the windows (all of a small corpus); the edges are 1 and 1.5 times "
+            "each power of two from 2**-12 to 2**12, negative and positive, units of the neuron; zero is in the middle one",
+        ),
         "quantile_boundaries": Column(
             pl.List(pl.Float32), "quantiles .5, .9, .99 and .999 of the window maximum, units of the neuron"
         ),
@@ -258,6 +267,59 @@ token_associations = Table(
             "mean activation of the neuron over all tokens not scored, units of the neuron; null if there are none",
             nullable=True,
         ),
+        **MADE,
+    },
+)
+
+_CONNECTED, _STRENGTHS = pl.List(pl.Int32), pl.List(pl.Float32)
+connections = Table(
+    name="connections",
+    doc=(
+        "The strongest connections of one neuron by the weights alone: with tokens, and with neurons of other layers. "
+        "Each list begins with the strongest. A null list: the model has no such connections (gated MLPs have only "
+        "those with output tokens, models without a linear head all others). An empty one: it has, but this neuron "
+        "has none of this sign, or there is no layer on that side."
+    ),
+    key=("layer", "neuron"),
+    columns={
+        "layer": LAYER,
+        "neuron": NEURON,
+        "input_positive_token_ids": Column(
+            _CONNECTED, "tokens whose embeddings excite the neuron most, at most 50", nullable=True
+        ),
+        "input_positive_strengths": Column(_STRENGTHS, "their strengths, all above zero; no unit", nullable=True),
+        "input_negative_token_ids": Column(
+            _CONNECTED, "tokens whose embeddings inhibit the neuron most, at most 50", nullable=True
+        ),
+        "input_negative_strengths": Column(_STRENGTHS, "their strengths, all below zero; no unit", nullable=True),
+        "output_positive_token_ids": Column(
+            _CONNECTED, "tokens that the neuron promotes most in the output, at most 50", nullable=True
+        ),
+        "output_positive_strengths": Column(_STRENGTHS, "their strengths, all above zero; no unit", nullable=True),
+        "output_negative_token_ids": Column(
+            _CONNECTED, "tokens that the neuron suppresses most in the output, at most 50", nullable=True
+        ),
+        "output_negative_strengths": Column(_STRENGTHS, "their strengths, all below zero; no unit", nullable=True),
+        "upstream_positive_layers": Column(
+            _CONNECTED, "layers of the neurons of earlier layers that excite it most, at most 10", nullable=True
+        ),
+        "upstream_positive_neurons": Column(_CONNECTED, "their indices in those layers", nullable=True),
+        "upstream_positive_strengths": Column(_STRENGTHS, "their strengths, all above zero; no unit", nullable=True),
+        "upstream_negative_layers": Column(
+            _CONNECTED, "layers of the neurons of earlier layers that inhibit it most, at most 10", nullable=True
+        ),
+        "upstream_negative_neurons": Column(_CONNECTED, "their indices in those layers", nullable=True),
+        "upstream_negative_strengths": Column(_STRENGTHS, "their strengths, all below zero; no unit", nullable=True),
+        "downstream_positive_layers": Column(
+            _CONNECTED, "layers of the neurons of later layers that it excites most, at most 10", nullable=True
+        ),
+        "downstream_positive_neurons": Column(_CONNECTED, "their indices in those layers", nullable=True),
+        "downstream_positive_strengths": Column(_STRENGTHS, "their strengths, all above zero; no unit", nullable=True),
+        "downstream_negative_layers": Column(
+            _CONNECTED, "layers of the neurons of later layers that it inhibits most, at most 10", nullable=True
+        ),
+        "downstream_negative_neurons": Column(_CONNECTED, "their indices in those layers", nullable=True),
+        "downstream_negative_strengths": Column(_STRENGTHS, "their strengths, all below zero; no unit", nullable=True),
         **MADE,
     },
 )
@@ -436,6 +498,7 @@ TABLES: dict[str, Table] = {
         activations,
         neuron_statistics,
         token_associations,
+        connections,
         exemplars,
         explanations,
         simulations,

@@ -1,6 +1,6 @@
 """The lake: one Delta table for each table of `pipeline.tables`, in a local folder or under an object-store prefix.
 
-    {uri}/{table}/layer=5/part-….parquet     the rows: sorted by neuron, about 64 neurons to a row group
+    {uri}/{table}/layer=5/part-….parquet     the rows: sorted by neuron, about 16 neurons to a row group
     {uri}/{table}/_delta_log/….json          the commits: each with its `commit_uuid` and provenance record
 
 A write replaces one slice or adds rows with new keys, and is wholly there or not there at all. Two writers may meet:
@@ -24,7 +24,16 @@ from urllib.parse import unquote
 from uuid import uuid4
 
 import polars as pl
-from deltalake import CommitProperties, DeltaTable, Field, Schema, Transaction, WriterProperties, write_deltalake
+from deltalake import (
+    ColumnProperties,
+    CommitProperties,
+    DeltaTable,
+    Field,
+    Schema,
+    Transaction,
+    WriterProperties,
+    write_deltalake,
+)
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from deltalake.schema import ArrayType, PrimitiveType
 
@@ -51,8 +60,8 @@ RECORD = "neuronledger.record"
 
 FILE_BYTES = 4 * 2**20
 """Size of a data file: rewriting one neuron rewrites one file, and reading one opens few."""
-NEURONS_PER_ROW_GROUP = 64
-LEAST_ROW_GROUP = 256
+NEURONS_PER_ROW_GROUP = 16
+LEAST_ROW_GROUP = 128
 OTHER_ROW_GROUP = 4096
 """Rows in a row group where rows belong to no neuron."""
 
@@ -561,7 +570,33 @@ def _layout(rows: pl.DataFrame) -> WriterProperties:
     if "neuron" in rows.columns and len(rows):
         per_neuron = -(-len(rows) // rows.get_column("neuron").n_unique())
         group = max(LEAST_ROW_GROUP, NEURONS_PER_ROW_GROUP * per_neuron)
-    return WriterProperties(compression="ZSTD", compression_level=3, max_row_group_size=group)
+    default, columns = _encodings(rows.schema)
+    return WriterProperties(
+        compression="ZSTD",
+        compression_level=3,
+        max_row_group_size=group,
+        default_column_properties=default,
+        column_properties=columns,
+    )
+
+
+def _encodings(schema: pl.Schema) -> tuple[ColumnProperties | None, dict[str, ColumnProperties] | None]:
+    """Numbers byte by byte (all first bytes, then all second ones), which leaves a third less of lists of activations.
+
+    Delta finds a column that is a list by no name, so it is the default or nothing; and texts know no such encoding.
+    """
+    leaves = {name: _leaf(kind) for name, kind in schema.items()}
+    texts = [name for name, leaf in leaves.items() if leaf in (pl.String, pl.Binary, pl.Boolean)]
+    if not any(isinstance(kind, pl.List) for kind in schema.values()):
+        return None, None
+    if any(isinstance(schema[name], pl.List) for name in texts):
+        return None, None
+    split = ColumnProperties(dictionary_enabled=False, encoding="BYTE_STREAM_SPLIT")
+    return split, {name: ColumnProperties(dictionary_enabled=False, encoding="PLAIN") for name in texts}
+
+
+def _leaf(kind: Type) -> Type:
+    return _leaf(cast(Type, kind.inner)) if isinstance(kind, pl.List) else kind
 
 
 def _properties(spec: Table) -> dict[str, str | None]:

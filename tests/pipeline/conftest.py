@@ -1,6 +1,7 @@
 """Small corpora and what neurons do on them, built the way the pipeline builds them."""
 
 import hashlib
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from pipeline import baselines, tables
+from pipeline import baselines, reduction, tables
 from pipeline import capture as streaming
 from pipeline.activations import activations, statistics
 from pipeline.associations import associations, corpus_tokens
@@ -91,21 +92,77 @@ def truth():
 
 @pytest.fixture(scope="session")
 def captured():
-    """The plan of a corpus, and the capture of one layer whose activations are given window by window."""
+    """The plan of a corpus, and the capture of one layer whose activations are given window by window.
 
-    def build(sequences, arrays, *, layer=3, signed=False, seed=7, batch=4, order=None, fill=torch.nan):
+    Of all `windows`, or of some; going on from the capture `start`.
+    """
+
+    def build(
+        sequences,
+        arrays,
+        *,
+        layer=3,
+        signed=False,
+        seed=7,
+        batch=4,
+        order=None,
+        fill=torch.nan,
+        windows=None,
+        probe=None,
+        start=None,
+        pool=None,
+    ):
         plan = streaming.plan(sequences)
         n_neurons = arrays[0].shape[1]
-        reduction = LayerReduction(plan, layer=layer, n_neurons=n_neurons, signed=signed, seed=seed)
-        batches = list(plan.batches(batch))
+        probe = np.full(n_neurons, 2, dtype=np.float32) if probe is None else probe
+        reducing = LayerReduction(plan, layer=layer, signed=signed, seed=seed, probe=probe, start=start, pool=pool)
+        batches = list(plan.batches(np.arange(plan.n_windows) if windows is None else windows, batch))
         for place in order(len(batches)) if order else range(len(batches)):
-            windows = batches[place]
-            longest = max(len(arrays[window]) for window in windows)
-            padded = torch.full((len(windows), longest, n_neurons), fill)
-            for row, window in enumerate(windows):
+            # One position more than there are tokens, which nothing may look at.
+            longest = max(len(arrays[window]) for window in batches[place]) + 1
+            padded = torch.full((len(batches[place]), longest, n_neurons), fill)
+            for row, window in enumerate(batches[place]):
                 padded[row, : len(arrays[window])] = torch.from_numpy(arrays[window])
-            reduction.receive(windows, padded)
-        return plan, reduction.result()
+            reducing.receive(batches[place], padded)
+        return plan, reducing.result()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def differing():
+    """Names of the arrays in which two captures are not equal to the byte."""
+
+    def build(one, other):
+        first, second = one.arrays(), other.arrays()
+        return sorted(
+            {
+                *(set(first) ^ set(second)),
+                *(
+                    name
+                    for name in set(first) & set(second)
+                    if first[name].dtype != second[name].dtype
+                    or first[name].shape != second[name].shape
+                    or first[name].tobytes() != second[name].tobytes()
+                ),
+            }
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def shrunk():
+    """Sizes of the capture made so small that a few dozen windows are a large corpus, for the time of a `with`."""
+
+    @contextmanager
+    def build(**sizes):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, size in sizes.items():
+                for module in (streaming, reduction):
+                    if hasattr(module, name):
+                        patch.setattr(module, name, size)
+            yield
 
     return build
 
@@ -138,12 +195,13 @@ def made(captured):
     def build(sequences, arrays, *, signed=False, linear=True, layer=3):
         plan, capture = captured(sequences, arrays, signed=signed, layer=layer)
         tokens = corpus_tokens(plan)
-        weights = np.random.default_rng(1).normal(size=(len(tokens), arrays[0].shape[1])).astype(np.float32)
-        weights = weights if linear else None
+        draw = np.random.default_rng(1)
+        embeddings = draw.normal(size=(int(tokens.max()) + 1, 4)).astype(np.float32)
+        reading = draw.normal(size=(4, arrays[0].shape[1])).astype(np.float32) if linear else None
         origin = {"fingerprint": "sha256:f", "corpus": "sha256:c"}
-        records = activations(capture, plan, sequences, fingerprint="sha256:f", seed=7)
+        records = activations(capture, plan, sequences, fingerprint="sha256:f")
         numbers = statistics(capture, plan, **origin)
-        table = associations(capture, plan, records, sequences, weights=weights, **origin)
+        table = associations(capture, plan, records, sequences, embeddings=embeddings, reading=reading, **origin)
         chosen = exemplars(records, sequences)
         said = baselines.explanations(table, chosen, token_texts(sequences), statistics=numbers.drop("identity"))
         predicted = baselines.simulations(said, chosen, table)
@@ -160,6 +218,7 @@ def made(captured):
             tables.TABLES[name].conform(frame.with_columns(pl.lit("r").alias("run_id")))
             for name, frame in frames.items()
         ]
+        weights = None if reading is None else embeddings[tokens] @ reading
         return Made(sequences, arrays, plan, capture, weights, *written)
 
     return build

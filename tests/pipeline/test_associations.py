@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import capture as streaming
 from pipeline.associations import SEEN_OFTEN, STRONGEST, _highest, associations, corpus_tokens
 
 SEEDS = st.integers(0, 2**31)
@@ -97,10 +96,11 @@ def test_a_token_seen_only_in_scored_text_has_the_mean_of_the_neuron(corpus, tru
         assert row["means"][2] == row["fallback"]
 
 
-def test_tokens_too_rare_for_a_row_count_as_unseen(corpus, truth, made, monkeypatch):
-    monkeypatch.setattr(streaming, "LOOKUP_TOKENS", 1)
+def test_tokens_too_rare_for_a_row_count_as_unseen(corpus, truth, made, shrunk):
     sequences = corpus(("explain", [1, 1, 2]), ("score", [1, 2]))
-    layer = made(sequences, truth(sequences))
+    # Room for one token of six neurons.
+    with shrunk(LOOKUP_BYTES=4 * 6):
+        layer = made(sequences, truth(sequences))
     assert layer.associations["counts"].to_list() == [[2, 0]] * 6
 
 
@@ -118,7 +118,7 @@ def test_a_neuron_without_any_token_has_an_empty_row(corpus, truth, captured):
         schema={"neuron": pl.Int32, "polarity": pl.String, "stratum": pl.String, "sequence_id": pl.String}
     )
 
-    rows = associations(capture, plan, records, sequences, weights=None, fingerprint="f", corpus="c")
+    rows = associations(capture, plan, records, sequences, embeddings=None, reading=None, fingerprint="f", corpus="c")
 
     assert rows["neuron"].to_list() == list(range(6))
     assert rows["token_ids"].to_list() == [[]] * 6

@@ -1,11 +1,13 @@
 """Checks: right rows pass, and each planted corruption is found by the check that is named for it."""
 
+import numpy as np
 import polars as pl
 import pytest
 
 from pipeline import explanations as explainer
 from pipeline import simulations as simulator
 from pipeline.checks import FAILURES_ALLOWED, check, names
+from pipeline.connections import connections
 from pipeline.ports import Reply
 from pipeline.tables import TABLES
 from pipeline.texts import display
@@ -27,6 +29,7 @@ def found(table, rows, layer, **changed):
         "activations": {"sequences": layer.sequences, "n_neurons": 6},
         "neuron_statistics": {"n_neurons": 6},
         "token_associations": {"n_neurons": 6},
+        "connections": {"n_neurons": 4},
         "exemplars": {"sequences": layer.sequences},
         "explanations": {"exemplars": layer.exemplars},
         "simulations": {"explanations": layer.explanations, "exemplars": layer.exemplars},
@@ -291,3 +294,59 @@ def test_nothing_to_check_is_no_error(layer, table):
         "scores": {"simulations": empty["simulations"], "explanations": empty["explanations"]},
     }[table]
     assert failed(table, rows_of(layer, table).head(0), layer, **parents) == []
+
+
+def connected(*, linear=True):
+    """Connections of the middle layer of three, each of four neurons; only with output tokens if not linear."""
+    draw = np.random.default_rng(0)
+    reading, writing = draw.normal(size=(3, 5, 4)).astype(np.float32), draw.normal(size=(3, 4, 5)).astype(np.float32)
+    rows = connections(
+        1,
+        4,
+        embeddings=draw.normal(size=(9, 5)).astype(np.float32),
+        reading=reading[1] if linear else None,
+        writing=writing[1],
+        unembedding=draw.normal(size=(5, 9)).astype(np.float32),
+        upstream=[writing[0]],
+        downstream=[reading[2]],
+        fingerprint="sha256:f",
+        checkpoint="sha256:c",
+    )
+    return TABLES["connections"].conform(rows.with_columns(run_id=pl.lit("r")))
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_connections_as_they_are_made_pass(layer, linear):
+    rows = connected(linear=linear)
+    assert failed("connections", rows, layer) == []
+    assert failed("connections", rows.sample(fraction=1, shuffle=True, seed=2), layer) == []
+
+
+def test_a_neuron_without_connections_is_found(layer):
+    assert failed("connections", connected().head(3), layer) == ["every_neuron_is_there"]
+
+
+@pytest.mark.parametrize("linear", [True, False])
+@pytest.mark.parametrize("sign", ["positive", "negative"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda strengths: strengths.list.reverse(), id="from weak to strong"),
+        pytest.param(lambda strengths: strengths * -1, id="of the other sign"),
+        pytest.param(lambda strengths: strengths * 0, id="zero"),
+        pytest.param(lambda strengths: strengths.list.head(1), id="cut short"),
+        pytest.param(lambda strengths: pl.lit(None, pl.List(pl.Float32)), id="null beside tokens"),
+    ],
+)
+def test_a_list_of_connections_that_is_not_ranked_is_found(layer, linear, sign, spoil):
+    name = f"output_{sign}_strengths"
+    rows = connected(linear=linear).with_columns(
+        pl.when(pl.col("neuron") == 2).then(spoil(pl.col(name))).otherwise(name).alias(name)
+    )
+    assert failed("connections", rows, layer) == ["lists_are_ranked"]
+
+
+@pytest.mark.parametrize(("kind", "other"), [("upstream", 1), ("downstream", 1), ("upstream", 2), ("downstream", 0)])
+def test_a_neuron_upstream_that_is_not_before_or_downstream_that_is_not_after_is_found(layer, kind, other):
+    rows = connected().with_columns(pl.col(f"{kind}_negative_layers").list.eval(pl.element() * 0 + other))
+    assert failed("connections", rows, layer) == ["layers_are_in_order"]
