@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from assets import activations, exemplars, explanations, scores, sequences, simulations, subject_layers
+from assets import activations, connections, exemplars, explanations, scores, sequences, simulations, subject_layers
 from assets.project import Project
 from pipeline.ports import Lake
 from pipeline.provenance import frame_hash
@@ -31,6 +31,8 @@ class Outside:
     tokenizer: str
     weights: Sequence[str]
     """One fingerprint for each layer."""
+    checkpoint: str
+    """Of all weights: what a neuron is joined to also depends on what comes after its layer."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ HOPS: dict[str, Hop] = {
     "sequences": Hop(sequences.CODE_VERSION, sequences.settings, ()),
     "subject_layers": Hop(subject_layers.CODE_VERSION, _nothing, ()),
     **dict.fromkeys(activations.TABLES, _CAPTURED),
+    "connections": Hop(connections.CODE_VERSION, _nothing, ("subject_layers",)),
     "exemplars": Hop(exemplars.CODE_VERSION, _nothing, ("sequences", "activations")),
     "explanations": Hop(
         explanations.CODE_VERSION,
@@ -232,6 +235,8 @@ def _outside(table: str, layer: int | None, outside: Outside) -> dict[str, str]:
         return {"corpus": outside.corpus, "tokenizer": outside.tokenizer}
     if table == "subject_layers" and layer is not None:
         return {"weights": outside.weights[layer]}
+    if table == "connections":
+        return {"checkpoint": outside.checkpoint}
     return {}
 
 

@@ -142,6 +142,9 @@ class Runner:
             first = next((place for place, table in enumerate(LAST_HOPS) if states[table] != "fresh"), None)
             if first is not None and all(states[table] == "fresh" for table in FIRST_HOPS):
                 self._make(outcome, f"{LAST_HOPS[first]} to scores {named([layer])}", LAST_HOPS[first:], layers=[layer])
+        # Last, because nothing is made from them.
+        for neighbours in contiguous([layer for layer in self._not_fresh(layers, "connections") if layer in ready]):
+            self._make(outcome, f"connections {named(neighbours)}", ["connections"], layers=neighbours)
         if outcome.made:
             self._make(outcome, "layer_summary", ["layer_summary"])
         return outcome

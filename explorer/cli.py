@@ -134,7 +134,7 @@ def status(wanted: str | None, as_json: bool, **flags: Any) -> None:  # noqa: FB
 
 @main.command()
 @click.argument("neuron")
-@click.option("--json", "as_json", is_flag=True, help="{layer, neuron, site, statistics, sides, chain}.")
+@click.option("--json", "as_json", is_flag=True, help="{layer, neuron, site, statistics, sides, connections, chain}.")
 @settings_options
 @reported
 def show(neuron: str, as_json: bool, **flags: Any) -> None:  # noqa: FBT001 (click passes flags by name)
@@ -297,6 +297,7 @@ def _outside(settings: Settings, subject: "SubjectModel") -> "Outside":
         corpus=open_corpus(settings.corpus, column=settings.column).fingerprint(),
         tokenizer=subject.tokenizer_hash(),
         weights=subject.fingerprints(),
+        checkpoint=subject.weights_hash(),
     )
 
 

@@ -15,7 +15,7 @@ from pipeline.texts import display, token_texts
 from resources.delta import collect
 
 HOPS = (
-    "sequences", "subject_layers", "activations", "neuron_statistics", "token_associations",
+    "sequences", "subject_layers", "activations", "neuron_statistics", "token_associations", "connections",
     "exemplars", "explanations", "simulations", "scores",
 )  # fmt: skip
 
@@ -67,6 +67,9 @@ class Neuron:
     site: str
     statistics: dict[str, Any]
     sides: list[Side]
+    connections: dict[str, list[dict[str, Any]] | None] | None
+    """For each kind and sign, such as `input_positive`, the strongest first; None where the model has none of the kind,
+    and None altogether if they were not made yet."""
     chain: list[dict[str, Any]]
     """For each hop, the write that made this neuron's rows."""
 
@@ -138,6 +141,7 @@ def read(lake: Lake, layer: int, neuron: int) -> Neuron:
         site=site.item(0, "site") if len(site) else "unknown",
         statistics=row,
         sides=sides,
+        connections=_connections(lake.read("connections", **at), words),
         chain=_chain(lake, layer, neuron),
     )
 
@@ -181,6 +185,25 @@ def _tokens(
         {"token_id": token, "text": words.get(token, ""), "count": seen, "mean": mean}
         for token, seen, mean in strongest.iter_rows()
     ]
+
+
+def _connections(connections: pl.DataFrame, words: dict[int, str]) -> dict[str, list[dict[str, Any]] | None] | None:
+    """What the neuron is joined to, by kind and sign. The text of a token that is not in the corpus is not known."""
+    if connections.is_empty():
+        return None
+    row = connections.row(0, named=True)
+
+    def joined(kind: str) -> list[dict[str, Any]] | None:
+        if row[f"{kind}_strengths"] is None:
+            return None
+        if f"{kind}_token_ids" in row:
+            pairs = zip(row[f"{kind}_token_ids"], row[f"{kind}_strengths"], strict=True)
+            return [{"token_id": token, "text": words.get(token), "strength": value} for token, value in pairs]
+        found = zip(*(row[f"{kind}_{name}"] for name in ("layers", "neurons", "strengths")), strict=True)
+        return [{"layer": layer, "neuron": neuron, "strength": value} for layer, neuron, value in found]
+
+    kinds = [name.removesuffix("_strengths") for name in row if name.endswith("_strengths")]
+    return {kind: joined(kind) for kind in kinds}
 
 
 def _chain(lake: Lake, layer: int, neuron: int) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ move the cursor or change colours.
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -20,6 +20,19 @@ from pipeline.summary import best, by_layer, distribution
 
 AROUND = 14
 """Tokens shown on each side of the strongest one where there is little room."""
+
+JOINED = {
+    "input_positive": "excited by tokens",
+    "input_negative": "inhibited by tokens",
+    "output_positive": "promotes the tokens",
+    "output_negative": "suppresses the tokens",
+    "upstream_positive": "excited by neurons",
+    "upstream_negative": "inhibited by neurons",
+    "downstream_positive": "excites the neurons",
+    "downstream_negative": "inhibits the neurons",
+}
+CONNECTIONS = 10
+"""Connections shown of each kind and sign; all are in the JSON."""
 
 SYMBOLS = {
     "fresh": "[green]fresh[/]",
@@ -161,6 +174,9 @@ def neuron(shown: Neuron, *, colour: bool) -> Group:
     ]
     for side in shown.sides:
         parts.extend(_side(side, colour=colour, named=len(shown.sides) > 1))
+    if shown.connections is not None:
+        parts.append(Text("\nconnections by the weights alone", style="bold"))
+        parts.append(_connections(shown.connections))
     parts.append(Text("\nwhere it came from", style="bold"))
     parts.append(_chain(shown.chain))
     return Group(*parts)
@@ -226,6 +242,28 @@ def _side(side: Side, *, colour: bool, named: bool) -> list[RenderableType]:
             )
             parts.append(Padding(excerpt(shown, colour=colour), (0, 0, 0, 4)))
     return parts
+
+
+def _connections(connections: Mapping[str, Sequence[dict[str, Any]] | None]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column()
+    for kind, title in JOINED.items():
+        joined = connections[kind]
+        if joined is None:
+            words = "not defined for this model"
+        else:
+            words = ", ".join(f"{_name(other)} {other['strength']:.3g}" for other in joined[:CONNECTIONS]) or "none"
+        table.add_row(title, Text(words, style="" if joined else "dim"))
+    return table
+
+
+def _name(other: Mapping[str, Any]) -> str:
+    """A neuron or a token in words; a token that is not in the corpus has its number only."""
+    if "neuron" in other:
+        return f"{other['layer']}:{other['neuron']}"
+    text = other["text"]
+    return f"token {other['token_id']}" if text is None else repr(harmless(text).strip())
 
 
 def _scores(said: Said) -> Table:

@@ -5,6 +5,7 @@ The hops, in order:
     sequences      text           -> windows of tokens, each document in one split
     activations    windows, model -> the records worth keeping, and statistics of each neuron (`capture`, `reduction`)
     associations   windows, model -> what each neuron does on each token
+    connections    weights        -> the tokens and neurons that each neuron is joined to most strongly
     exemplars      records        -> those to show, and those to score on
     explanations   shown records  -> words
     simulations    words          -> what the neuron should do

@@ -17,6 +17,7 @@ LAYER_TABLES = (
     "activations",
     "neuron_statistics",
     "token_associations",
+    "connections",
     "exemplars",
     "explanations",
     "simulations",
@@ -122,6 +123,12 @@ def test_two_jobs_stand_ready(built):
     assert all(job.description for job in jobs.values())
 
 
-def test_one_pass_of_the_model_fills_all_layers_that_are_asked_for(built):
-    capture = built.resolve_asset_graph().get(dg.AssetKey("activations"))
-    assert capture.backfill_policy == dg.BackfillPolicy.single_run()
+@pytest.mark.parametrize("name", ["activations", "connections"])
+def test_the_model_is_loaded_once_for_all_layers_that_are_asked_for(built, name):
+    asset = built.resolve_asset_graph().get(dg.AssetKey(name))
+    assert asset.backfill_policy == dg.BackfillPolicy.single_run()
+
+
+def test_connections_need_no_text(built):
+    graph = built.resolve_asset_graph()
+    assert graph.get(dg.AssetKey("connections")).parent_keys == {dg.AssetKey("subject_layers")}

@@ -17,7 +17,7 @@ from pipeline.tables import TABLES
 
 CHOICES = Choices(windows=3, length=4, seed=0, explainer=None, simulator=None)
 PROJECT = Project(n_neurons=(2, 2), choices=CHOICES, code={})
-OUTSIDE = Outside(corpus="c", tokenizer="t", weights=["w0", "w1"])
+OUTSIDE = Outside(corpus="c", tokenizer="t", weights=["w0", "w1"], checkpoint="k")
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 EXPLAINING = replace(PROJECT, choices=replace(CHOICES, explainer="m", simulator="m"))
 HOPS_OF_NEURONS = ("exemplars", "explanations", "simulations", "scores")
@@ -160,6 +160,19 @@ def test_what_changed_outside_makes_stale_all_that_is_made_from_it(made, outside
     assert set(causes) == {slice_} | {
         (name, at) for name in below(table) - {table} for at in ((0, 1) if layer is None else (layer,))
     }
+
+
+def test_a_weight_that_reaches_no_neuron_makes_stale_the_connections_of_every_layer_and_nothing_else(made):
+    cause = "stale: the checkpoint changed"
+    assert made.causes(outside=replace(OUTSIDE, checkpoint="l")) == {
+        ("connections", 0): cause,
+        ("connections", 1): cause,
+    }
+
+
+def test_connections_that_were_never_made_leave_everything_else_fresh(made):
+    made.records = [record for record in made.records if record["table"] != "connections"]
+    assert made.causes() == {("connections", 0): "missing: ", ("connections", 1): "missing: "}
 
 
 def test_a_setting_makes_stale_the_tables_that_depend_on_it_and_what_is_made_from_them(made):

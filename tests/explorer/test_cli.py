@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from polars.testing import assert_frame_equal
 from safetensors.torch import load_file, save_file
 
+from assets import activations
 from explorer import cli
 from explorer.cli import layer_range, main
 from pipeline.errors import SettingsError, SubjectError
@@ -75,6 +76,7 @@ def test_one_command_makes_everything(first):
         "activations layers 0-1",
         "exemplars to scores layer 0",
         "exemplars to scores layer 1",
+        "connections layers 0-1",
         "layer_summary",
     ]
     assert re.search(r"^ +0 +8 +1 +7 ", result.stdout, re.MULTILINE)
@@ -93,7 +95,7 @@ def test_a_second_run_recomputes_nothing_and_writes_nothing(made):
 def test_a_run_of_one_layer_makes_no_other_and_the_next_run_makes_the_rest(empty, made, tmp_path):
     folder = empty.copy(tmp_path)
     assert folder.type("run", "--layers", "0").exit_code == 0
-    assert set(folder.not_fresh().items()) == {((name, 1), "missing: ") for name in OF_LAYER}
+    assert set(folder.not_fresh().items()) == {((name, 1), "missing: ") for name in (*OF_LAYER, "connections")}
     before = folder.runs()
     result = folder.type("run")
     assert result.exit_code == 0
@@ -101,11 +103,12 @@ def test_a_run_of_one_layer_makes_no_other_and_the_next_run_makes_the_rest(empty
         "subject_layers layer 1",
         "activations layer 1",
         "exemplars to scores layer 1",
+        "connections layer 1",
         "layer_summary",
     ]
     assert folder.not_fresh() == {}
     after = folder.runs()
-    assert {at for at in after if after[at] != before[at]} == {(name, 1) for name in OF_LAYER}
+    assert {at for at in after if after[at] != before[at]} == {(name, 1) for name in (*OF_LAYER, "connections")}
     assert folder.contents() == made.contents()
 
 
@@ -208,24 +211,30 @@ def test_what_changed_outside_makes_stale_what_is_made_from_it_and_nothing_else(
         "simulations": "stale: explanations is stale",
         "scores": "stale: simulations is stale",
     }
-    assert copied.not_fresh() == {(name, 1): cause for name, cause in of_weights.items()}
+    # What a neuron is joined to depends on the weights of all layers.
+    joined = {("connections", layer): "stale: the checkpoint changed" for layer in (0, 1)}
+    assert copied.not_fresh() == {(name, 1): cause for name, cause in of_weights.items()} | joined
     assert "activations of layer 1 stale: subject_layers is stale" in copied.type("status").stdout
     weights.write_bytes(kept)
     change(weights, "h.0.mlp.c_proj.weight")
-    assert {layer for _, layer in copied.not_fresh()} == {1}
+    assert {layer for name, layer in copied.not_fresh() if name != "connections"} == {1}
     weights.write_bytes(kept)
     # No neuron is behind the last projection.
     change(weights, "h.1.mlp.c_proj.weight")
-    assert copied.not_fresh() == {}
+    assert copied.not_fresh() == joined
+    weights.write_bytes(kept)
 
     tokenizer = home / "subject" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text("utf-8").replace("Ġhouse", "Ġhouses"), encoding="utf-8")
     found = copied.not_fresh()
     assert found["sequences", None] == "stale: the tokenizer changed"
-    assert set(found) == {("sequences", None), *((name, layer) for name in OF_LAYER for layer in (0, 1))}
+    assert set(found) == {
+        ("sequences", None),
+        *((name, layer) for name in (*OF_LAYER, "connections") for layer in (0, 1)),
+    }
 
 
-def test_new_weights_of_the_last_layer_cost_that_layer_alone(copied):
+def test_new_weights_of_the_last_layer_cost_that_layer_and_the_connections_of_all(copied):
     change(copied.home / "subject" / "model.safetensors", "h.1.mlp.c_fc.weight")
     before, contents = copied.runs(), copied.table("scores", layer=1).drop("run_id", "identity")
     result = copied.type("run")
@@ -234,10 +243,13 @@ def test_new_weights_of_the_last_layer_cost_that_layer_alone(copied):
         "subject_layers layer 1",
         "activations layer 1",
         "exemplars to scores layer 1",
+        "connections layers 0-1",
         "layer_summary",
     ]
     after = copied.runs()
-    assert {at for at in after if after[at] != before[at]} == {(name, 1) for name in OF_LAYER}
+    assert {at for at in after if after[at] != before[at]} == {
+        *((name, 1) for name in OF_LAYER), ("connections", 0), ("connections", 1)
+    }  # fmt: skip
     assert not copied.table("scores", layer=1).drop("run_id", "identity").equals(contents)
     assert copied.not_fresh() == {}
 
@@ -257,14 +269,14 @@ def test_a_change_that_gives_the_same_text_costs_no_model_and_no_scores(copied):
 
 def test_a_layer_that_fails_says_why_stops_no_other_and_is_made_by_the_next_run(empty, tmp_path, monkeypatch):
     folder = empty.copy(tmp_path)
-    weights = HuggingFaceSubject.token_weights
+    made = activations.associations
 
-    def broken(subject, layer, token_ids):
-        if layer == 1:
+    def broken(capture, *others, **named):
+        if capture.layer == 1:
             raise SubjectError("the disk \x1b[31mis gone")
-        return weights(subject, layer, token_ids)
+        return made(capture, *others, **named)
 
-    monkeypatch.setattr(HuggingFaceSubject, "token_weights", broken)
+    monkeypatch.setattr(activations, "associations", broken)
     result = folder.type("run")
     assert result.exit_code == 3
     (error,) = [line for line in said(result) if line.startswith("Error")]
@@ -351,7 +363,12 @@ def test_ctrl_c_stops_the_run_and_the_next_one_goes_on(made, copied, monkeypatch
     monkeypatch.undo()
     result = copied.type("run")
     assert result.exit_code == 0
-    assert said(result) == ["exemplars to scores layer 0", "exemplars to scores layer 1", "layer_summary"]
+    assert said(result) == [
+        "exemplars to scores layer 0",
+        "exemplars to scores layer 1",
+        "connections layers 0-1",
+        "layer_summary",
+    ]
 
 
 KILLED = """
@@ -403,7 +420,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(empty, made, tmp_path):
     before = folder.runs()
     result = folder.type("run")
     assert result.exit_code == 0
-    assert said(result) == ["explanations to scores layer 1", "layer_summary"]
+    assert said(result) == ["explanations to scores layer 1", "connections layers 0-1", "layer_summary"]
     after = folder.runs()
     assert {at for at in after if after[at] == before[at]} == second
     assert folder.not_fresh() == {}
@@ -439,12 +456,15 @@ def test_a_neuron_explained_by_an_endpoint_is_paid_for_once_and_the_key_is_nowhe
         result = folder.type(*words)
         assert result.exit_code == 0
         assert endpoint.keys == {CANARY}
-        # One question to explain, one for each of ten excerpts to simulate.
-        assert endpoint.asked.total() == 11
+        # One question to explain, one for each text among the ten excerpts to simulate; a random one may be a top one too.
+        scored = before["exemplars"].filter(pl.col("split") == "score", layer=0, neuron=1)
+        assert len(scored) == 10
+        questions = 1 + scored.get_column("sequence_id").n_unique()
+        assert endpoint.asked.total() == questions
         after = {name: folder.table(name) for name in HOPS}
         result = folder.type(*words)
         assert result.exit_code == 0
-        assert endpoint.asked.total() == 11
+        assert endpoint.asked.total() == questions
     for name in HOPS:
         assert_frame_equal(folder.table(name).drop("run_id"), after[name].drop("run_id"), check_exact=True)
         new = after[name].drop("run_id").join(before[name], on="identity", how="anti")
@@ -452,7 +472,7 @@ def test_a_neuron_explained_by_an_endpoint_is_paid_for_once_and_the_key_is_nowhe
         old = after[name].drop("run_id").join(new, on="identity", how="anti")
         assert_frame_equal(old, before[name].drop("run_id"), check_exact=True, check_row_order=False)
     assert len(after["simulations"]) == len(before["simulations"]) + 10
-    assert len(folder.table("language_calls")) == 11
+    assert len(folder.table("language_calls")) == questions
     (score,) = (
         after["scores"]
         .filter(method="token-activation-pairs", scorer="ev_correlation", split="top_and_random")
@@ -518,7 +538,7 @@ def test_a_neuron_is_shown_with_its_words_scores_texts_and_origin(made):
     assert re.search(r"«(dog|cat|horse|sheep|mouse)»", shown)
     origin = shown.partition("where it came from\n")[2].splitlines()
     assert [line.split()[0] for line in origin if line[:1].strip()] == ["table", *(name for name in TABLES if name in (
-        "sequences", *OF_LAYER))]  # fmt: skip
+        "sequences", *OF_LAYER, "connections"))]  # fmt: skip
 
 
 def test_the_json_of_a_neuron_holds_the_numbers_of_the_tables(made):

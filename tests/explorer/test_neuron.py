@@ -1,6 +1,7 @@
 """One neuron, gathered from the tables."""
 
 import json
+import shutil
 
 import polars as pl
 import pytest
@@ -110,3 +111,18 @@ def test_a_damaged_file_is_no_missing_neuron(copied):
         file.write_bytes(b"")
     with pytest.raises(LakeError, match="a data file of the lake cannot be read"):
         read(copied.lake, 0, 1)
+
+
+def test_connections_are_those_of_the_table_with_the_text_of_tokens_that_the_corpus_holds(made):
+    found = read(made.lake, 0, 0).connections
+    row = made.table("connections", layer=0, neurons=[0]).row(0, named=True)
+    assert [one["token_id"] for one in found["input_positive"]] == row["input_positive_token_ids"]
+    assert [one["strength"] for one in found["input_positive"]] == row["input_positive_strengths"]
+    assert [one["text"].strip() for one in found["input_positive"]] == ["purple", "yellow", "green", "blue", "red"]
+    assert found["upstream_positive"] == []
+
+
+def test_connections_that_the_model_does_not_define_are_none_and_so_are_all_before_they_are_made(gated, copied):
+    assert read(gated.lake, 0, 0).connections["input_positive"] is None
+    shutil.rmtree(copied.home / "lake" / "subject" / "connections")
+    assert read(copied.lake, 0, 0).connections is None

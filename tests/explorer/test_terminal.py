@@ -113,6 +113,25 @@ def test_layers_are_lines_of_numbers_and_what_is_not_there_is_a_dash():
     assert lines[1].split()[:3] == ["0", "2", "1"]
 
 
+def test_connections_are_a_line_for_each_kind_and_no_token_acts():
+    tokens = [
+        {"token_id": 7, "text": " \x1b[2J[red]a", "strength": 1.5},
+        {"token_id": 9, "text": None, "strength": 0.25},
+    ]
+    neurons = [{"layer": 3, "neuron": place, "strength": -1.0} for place in range(12)]
+    joined = {kind: [] for kind in terminal.JOINED} | {
+        "input_positive": tokens, "output_positive": None, "upstream_negative": neurons
+    }  # fmt: skip
+    lines = [line.split(maxsplit=3) for line in printed(terminal._connections(joined)).splitlines()]
+    assert [" ".join(words[:3]) for words in lines] == list(terminal.JOINED.values())
+    said = {kind: line[3].strip() for kind, line in zip(terminal.JOINED, lines, strict=True)}
+    assert said["input_positive"] == "'␛[2J[red]a' 1.5, token 9 0.25"
+    assert said["output_positive"] == "not defined for this model"
+    assert said["upstream_negative"].startswith("3:0 -1, 3:1 -1, ")
+    assert said["upstream_negative"].endswith(" 3:9 -1")
+    assert said["downstream_positive"] == "none"
+
+
 def test_states_are_a_grid_and_causes_that_are_alike_are_one_line():
     rows = summary(
         [
