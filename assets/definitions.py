@@ -15,6 +15,7 @@ from assets import (
     scores,
     sequences,
     simulations,
+    vocabulary,
 )
 from assets import subject_layers as layers
 from assets.project import Choices, Project
@@ -52,6 +53,7 @@ def build(settings: Settings, *, progress: Progress | None = None) -> dg.Definit
         sequences.define(project),
         layers.define(project),
         activations.define(project),
+        vocabulary.define(project),
         connections.define(project),
         exemplars.define(project),
         explanations.define(project),

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from resource import RUSAGE_SELF, getrusage
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.capture import LayerCapture, Plan
+from pipeline.capture import LayerCapture, Plan, merge
 from pipeline.ports import Partials, Progress, SubjectModel
 
 if TYPE_CHECKING:
@@ -68,23 +69,25 @@ def captured(
     What was kept on the way is given up when the last one was taken.
     """
     kept = {layer: LayerCapture.from_arrays(arrays) for layer, arrays in partials.found(key, layers).items()}
+    done = np.isin(plan.ids, kept[layers[0]].ids) if kept else np.zeros(plan.n_windows, dtype=bool)
+    figures.resumed = int(done.sum())
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        reductions = _reductions(subject, plan, layers, seed=seed, start=kept, pool=pool)
-        done = np.isin(plan.ids, kept[layers[0]].ids) if kept else np.zeros(plan.n_windows, dtype=bool)
+        workers = _workers(subject, plan, layers, seed=seed, start=kept, pool=pool)
         kept.clear()
-        figures.resumed = int(done.sum())
-        _streamed(
-            subject,
-            plan,
-            reductions,
-            done,
-            save=lambda: _keep(partials, key, reductions),
-            progress=progress,
-            figures=figures,
-        )
+        _streamed(workers, plan, done, save=lambda: _keep(partials, key, workers), progress=progress, figures=figures)
     for layer in layers:
-        yield reductions.pop(layer).result()
+        yield _result(workers, layer)
+        for worker in workers:
+            del worker.reductions[layer]
     partials.drop(key)
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """The subject on one device, with what it has found so far."""
+
+    subject: SubjectModel
+    reductions: "dict[int, LayerReduction]"
 
 
 def strongest_on_probe(subject: SubjectModel, layers: Sequence[int]) -> dict[int, NDArray[np.float32]]:
@@ -99,7 +102,7 @@ def strongest_on_probe(subject: SubjectModel, layers: Sequence[int]) -> dict[int
     return found
 
 
-def _reductions(
+def _workers(
     subject: SubjectModel,
     plan: Plan,
     layers: Sequence[int],
@@ -107,63 +110,84 @@ def _reductions(
     seed: int,
     start: Mapping[int, LayerCapture],
     pool: ThreadPoolExecutor,
-) -> "dict[int, LayerReduction]":
+) -> list[_Worker]:
+    """A worker for each device of the subject; the first goes on from `start`."""
     # Not at the top: whoever only reads the definitions needs neither torch nor compiled kernels.
     from pipeline.reduction import LayerReduction
 
-    sites, probe = subject.layers(), strongest_on_probe(subject, layers)
-    return {
-        layer: LayerReduction(
-            plan,
-            layer=layer,
-            signed=sites[layer].signed,
-            seed=seed,
-            probe=probe[layer],
-            start=start.get(layer),
-            pool=pool,
+    sites, subjects = subject.layers(), subject.workers()
+    # On each of them, so that all are loaded before the first works; the first one's answer stands for all.
+    probe, *_ = [strongest_on_probe(one, layers) for one in subjects]
+    return [
+        _Worker(
+            one,
+            {
+                layer: LayerReduction(
+                    plan,
+                    layer=layer,
+                    signed=sites[layer].signed,
+                    seed=seed,
+                    probe=probe[layer],
+                    start=start.get(layer) if one is subject else None,
+                    pool=pool,
+                )
+                for layer in layers
+            },
         )
-        for layer in layers
-    }
+        for one in subjects
+    ]
 
 
 def _streamed(
-    subject: SubjectModel,
+    workers: Sequence[_Worker],
     plan: Plan,
-    reductions: "Mapping[int, LayerReduction]",
     done: NDArray[np.bool_],
     *,
     save: Callable[[], None],
     progress: Progress,
     figures: Figures,
 ) -> None:
-    """Run every window that is not `done` through the subject, shard by shard."""
+    """Run every window that is not `done` through the subject, a shard on each device at a time."""
     left = np.flatnonzero(~done)
     total = int(plan.lengths[left].sum())
     started = kept_at = time.monotonic()
-    batch: NDArray[np.int64] = left[:0]
+    one_at_a_time = Lock()
 
-    def batches(shard: NDArray[np.int64]) -> Iterator[list[list[int]]]:
-        nonlocal batch
-        for batch in plan.batches(shard, BATCH):
-            yield [plan.tokens[window].tolist() for window in batch]
-            figures.tokens += int(plan.lengths[batch].sum())
-            figures.seconds = time.monotonic() - started
-            done[batch] = True
-            progress("capture", int(done.sum()), plan.n_windows, _pace(figures, total))
+    def run(worker: _Worker, shard: NDArray[np.int64]) -> None:
+        batch = shard[:0]
 
-    for at in range(0, len(left), SHARD):
-        subject.capture(
-            batches(left[at : at + SHARD]),
-            list(reductions),
-            lambda layer, rows, activations: reductions[layer].receive(batch[rows], activations),
+        def batches() -> Iterator[list[list[int]]]:
+            nonlocal batch
+            for batch in plan.batches(shard, BATCH):
+                yield [plan.tokens[window].tolist() for window in batch]
+                with one_at_a_time:
+                    figures.tokens += int(plan.lengths[batch].sum())
+                    figures.seconds = time.monotonic() - started
+                    done[batch] = True
+                    progress("capture", int(done.sum()), plan.n_windows, _pace(figures, total))
+
+        worker.subject.capture(
+            batches(),
+            list(worker.reductions),
+            lambda layer, rows, activations: worker.reductions[layer].receive(batch[rows], activations),
         )
-        if time.monotonic() - kept_at >= KEEP_AFTER and at + SHARD < len(left):
-            save()
-            kept_at = time.monotonic()
+
+    shards = [left[at : at + SHARD] for at in range(0, len(left), SHARD)]
+    with ThreadPoolExecutor(len(workers)) as devices:
+        for first in range(0, len(shards), len(workers)):
+            # Fewer shards than workers are left at the end.
+            list(devices.map(run, workers, shards[first : first + len(workers)]))
+            if time.monotonic() - kept_at >= KEEP_AFTER and first + len(workers) < len(shards):
+                save()
+                kept_at = time.monotonic()
 
 
-def _keep(partials: Partials, key: str, reductions: "Mapping[int, LayerReduction]") -> None:
-    partials.keep(key, ((layer, reduction.result().arrays()) for layer, reduction in reductions.items()))
+def _result(workers: Sequence[_Worker], layer: int) -> LayerCapture:
+    return merge([worker.reductions[layer].result() for worker in workers])
+
+
+def _keep(partials: Partials, key: str, workers: Sequence[_Worker]) -> None:
+    partials.keep(key, ((layer, _result(workers, layer).arrays()) for layer in workers[0].reductions))
 
 
 def _pace(figures: Figures, total: int) -> str:

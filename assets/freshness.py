@@ -16,7 +16,17 @@ from typing import Any
 
 import polars as pl
 
-from assets import activations, connections, exemplars, explanations, scores, sequences, simulations, subject_layers
+from assets import (
+    activations,
+    connections,
+    exemplars,
+    explanations,
+    scores,
+    sequences,
+    simulations,
+    subject_layers,
+    vocabulary,
+)
 from assets.project import Project
 from pipeline.ports import Lake
 from pipeline.provenance import frame_hash
@@ -37,7 +47,7 @@ class Outside:
 
 @dataclass(frozen=True)
 class State:
-    """One table of one layer (None for `sequences`), and the neurons that were recomputed alone since."""
+    """One table of one layer (None for a table without layers), and the neurons that were recomputed alone since."""
 
     table: str
     layer: int | None
@@ -68,6 +78,7 @@ HOPS: dict[str, Hop] = {
     "sequences": Hop(sequences.CODE_VERSION, sequences.settings, ()),
     "subject_layers": Hop(subject_layers.CODE_VERSION, _nothing, ()),
     **dict.fromkeys(activations.TABLES, _CAPTURED),
+    "vocabulary": Hop(vocabulary.CODE_VERSION, _nothing, ()),
     "connections": Hop(connections.CODE_VERSION, _nothing, ("subject_layers",)),
     "exemplars": Hop(exemplars.CODE_VERSION, _nothing, ("sequences", "activations")),
     "explanations": Hop(
@@ -84,7 +95,7 @@ HOPS: dict[str, Hop] = {
 
 
 def states(lake: Lake, project: Project, outside: Outside, *, layers: Sequence[int]) -> list[State]:
-    """The state of `sequences` and of every table of the layers given, in the order of the hops."""
+    """The state of every table, of the layers given if it has layers, in the order of the hops."""
     comparison = _Comparison(_Records(lake), project, outside)
     for table in HOPS:
         for layer in layers if TABLES[table].by_layer else (None,):
@@ -235,6 +246,8 @@ def _outside(table: str, layer: int | None, outside: Outside) -> dict[str, str]:
         return {"corpus": outside.corpus, "tokenizer": outside.tokenizer}
     if table == "subject_layers" and layer is not None:
         return {"weights": outside.weights[layer]}
+    if table == "vocabulary":
+        return {"tokenizer": outside.tokenizer}
     if table == "connections":
         return {"checkpoint": outside.checkpoint}
     return {}

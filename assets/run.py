@@ -143,6 +143,8 @@ class Runner:
             if first is not None and all(states[table] == "fresh" for table in FIRST_HOPS):
                 self._make(outcome, f"{LAST_HOPS[first]} to scores {named([layer])}", LAST_HOPS[first:], layers=[layer])
         # Last, because nothing is made from them.
+        if self._not_fresh(layers, "vocabulary"):
+            self._make(outcome, "vocabulary", ["vocabulary"])
         for neighbours in contiguous([layer for layer in self._not_fresh(layers, "connections") if layer in ready]):
             self._make(outcome, f"connections {named(neighbours)}", ["connections"], layers=neighbours)
         if outcome.made:

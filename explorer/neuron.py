@@ -15,7 +15,7 @@ from pipeline.texts import display, token_texts
 from resources.delta import collect
 
 HOPS = (
-    "sequences", "subject_layers", "activations", "neuron_statistics", "token_associations", "connections",
+    "sequences", "subject_layers", "activations", "neuron_statistics", "token_associations", "vocabulary", "connections",
     "exemplars", "explanations", "simulations", "scores",
 )  # fmt: skip
 
@@ -104,6 +104,7 @@ def read(lake: Lake, layer: int, neuron: int) -> Neuron:
     site = lake.read("subject_layers", layer=layer)
     exemplars, explanations = lake.read("exemplars", **at), lake.read("explanations", **at)
     scores, associations = lake.read("scores", **at), lake.read("token_associations", **at)
+    connections = lake.read("connections", **at)
     wanted = exemplars.get_column("sequence_id").unique().to_list()
     sequences = lake.read("sequences")
     texts = display(sequences.filter(pl.col("sequence_id").is_in(wanted)))
@@ -141,7 +142,7 @@ def read(lake: Lake, layer: int, neuron: int) -> Neuron:
         site=site.item(0, "site") if len(site) else "unknown",
         statistics=row,
         sides=sides,
-        connections=_connections(lake.read("connections", **at), words),
+        connections=_connections(connections, words | _spelled(lake, connections)),
         chain=_chain(lake, layer, neuron),
     )
 
@@ -187,8 +188,16 @@ def _tokens(
     ]
 
 
+def _spelled(lake: Lake, connections: pl.DataFrame) -> dict[int, str]:
+    """How the tokens of these connections look by themselves: those that the vocabulary knows."""
+    lists = connections.select(pl.col("^.*_token_ids$").explode(empty_as_null=False, keep_nulls=False).implode())
+    wanted = [token for tokens in lists.row(0) for token in tokens]
+    found = lake.scan("vocabulary").filter(pl.col("token_id").is_in(wanted)).select("token_id", "bytes")
+    return {token: piece.decode("utf-8", errors="replace") for token, piece in collect(found).iter_rows() if piece}
+
+
 def _connections(connections: pl.DataFrame, words: dict[int, str]) -> dict[str, list[dict[str, Any]] | None] | None:
-    """What the neuron is joined to, by kind and sign. The text of a token that is not in the corpus is not known."""
+    """What the neuron is joined to, by kind and sign. A token that is not in `words` has no text."""
     if connections.is_empty():
         return None
     row = connections.row(0, named=True)

@@ -259,7 +259,7 @@ def _connections(connections: Mapping[str, Sequence[dict[str, Any]] | None]) -> 
 
 
 def _name(other: Mapping[str, Any]) -> str:
-    """A neuron or a token in words; a token that is not in the corpus has its number only."""
+    """A neuron or a token in words; a token without a text has its number only."""
     if "neuron" in other:
         return f"{other['layer']}:{other['neuron']}"
     text = other["text"]

@@ -5,6 +5,7 @@ The hops, in order:
     sequences      text           -> windows of tokens, each document in one split
     activations    windows, model -> the records worth keeping, and statistics of each neuron (`capture`, `reduction`)
     associations   windows, model -> what each neuron does on each token
+    vocabulary     model          -> what each token stands for, in the corpus or not
     connections    weights        -> the tokens and neurons that each neuron is joined to most strongly
     exemplars      records        -> those to show, and those to score on
     explanations   shown records  -> words

@@ -72,7 +72,10 @@ def statistics(capture: LayerCapture, plan: Plan, *, fingerprint: str, corpus: s
     mean, variance, third, fourth = capture.moments()
     # A constant neuron's variance is rounding noise, not a number to divide by.
     constant = capture.maximum == capture.minimum
-    safe = np.where(constant | (variance <= 0), 1.0, variance)
+    size = np.maximum(np.abs(capture.minimum), np.abs(capture.maximum)).astype(np.float64)
+    # So far from zero, what the sums about zero leave of the higher moments is rounding noise.
+    hidden = constant | (variance <= np.ldexp(size**2, -24))
+    safe = np.where(hidden, 1.0, variance)
     silent = (capture.maximum <= 0) & ((capture.minimum >= 0) | (not capture.signed))
     neurons = capture.n_neurons
     frame = pl.DataFrame(
@@ -81,7 +84,7 @@ def statistics(capture: LayerCapture, plan: Plan, *, fingerprint: str, corpus: s
             "neuron": np.arange(neurons, dtype=np.int32),
             "count": np.full(neurons, n, dtype=np.int64),
             "mean": mean,
-            "variance": np.where(constant, 0.0, variance),
+            "variance": np.where(constant, 0.0, np.maximum(variance, 0.0)),
             "skewness": third / safe**1.5,
             "kurtosis": fourth / safe**2,
             "minimum": capture.minimum,
@@ -94,7 +97,7 @@ def statistics(capture: LayerCapture, plan: Plan, *, fingerprint: str, corpus: s
             "n_tokens": np.full(neurons, n, dtype=np.int64),
         }
     ).with_columns(
-        pl.when(pl.Series(constant)).then(None).otherwise(pl.col(name)).alias(name) for name in ("skewness", "kurtosis")
+        pl.when(pl.Series(hidden)).then(None).otherwise(pl.col(name)).alias(name) for name in ("skewness", "kurtosis")
     )
     made_from = frame.select("layer", "neuron")
     return frame.with_columns(
@@ -161,7 +164,8 @@ def _strata(
             reach[sample] = -np.inf
     strata: list[Records] = []
     for index in range(lower.shape[1]):
-        covered = reach <= lower[:, index]
+        # Of windows equal to the weakest that was kept, some were not.
+        covered = (reach < lower[:, index]) | (reach == -np.inf)
         sample_of = np.where(covered.any(axis=0), covered.argmax(axis=0), len(nested) - 1)
         pieces: list[Records] = []
         for sample, records in enumerate(nested):

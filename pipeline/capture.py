@@ -169,7 +169,7 @@ def nested_levels(level: NDArray[np.int8], *, first: int = 1) -> list[int]:
         return []
     first = max(first, _level_of(len(level), SAMPLED))
     sizes = [int((level >= j).sum()) for j in range(33)]
-    last = next(j for j, size in enumerate(sizes) if size <= PER_SAMPLE)
+    last = next(j for j, size in enumerate(sizes) if j >= first and size <= PER_SAMPLE)
     return [j for j in range(first, last + 1) if sizes[j]]
 
 
@@ -264,20 +264,7 @@ class ExactSums:
 
     def __add__(self, other: "ExactSums") -> "ExactSums":
         exponents = np.maximum(self.exponents, other.exponents)
-        return ExactSums(self._raised(exponents) + other._raised(exponents), exponents).canonical()
-
-    def canonical(self) -> "ExactSums":
-        """The same sums in the one form that stands for them: carries moved up, so that equal sums have equal bytes."""
-        unit = np.ldexp(1.0, self.exponents - SPACING)
-        high, middle, low = (self.parts[:, i] / (unit * 2.0 ** (-SPACING * i)) for i in range(3))
-        carry = np.rint(low / 2.0**SPACING)
-        low, middle = low - carry * 2.0**SPACING, middle + carry
-        carry = np.rint(middle / 2.0**SPACING)
-        middle, high = middle - carry * 2.0**SPACING, high + carry
-        return ExactSums(
-            np.stack([high * unit, middle * unit * 2.0**-SPACING, low * unit * 2.0 ** (-2 * SPACING)], axis=1) + 0.0,
-            self.exponents,
-        )
+        return ExactSums(self._raised(exponents) + other._raised(exponents), exponents)
 
     def totals(self, index: int) -> tuple[list[int], NDArray[np.int32]]:
         """One sum of each neuron as it is: a whole number, and the exponent of its unit."""
@@ -349,7 +336,12 @@ class LayerCapture:
         return int((sample_levels(self.ids) >= level).sum()) if level else len(self.ids)
 
     def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Mean, and mean of (x - mean) to the powers 2, 3 and 4: exact sums, rounded once at the end."""
+        """Mean, and mean of (x - mean) to the powers 2, 3 and 4.
+
+        Sums over windows are exact; within a window powers are summed in float32 about the middle of its range. So a
+        variance is good to about 1e-6 of itself, and what is lost to a mean far from zero is that of a sum in float64:
+        a fourth moment loses all where the mean is 1e4 times the spread.
+        """
         n = self.count
         found = np.empty((4, self.n_neurons))
         totals, exponents = zip(*(self.sums.totals(power) for power in range(4)), strict=True)
@@ -361,10 +353,10 @@ class LayerCapture:
         ):
             s1, s2, s3, s4 = (total << by for total, by in zip(sums, shift, strict=True))
             found[:, neuron] = (
-                ldexp(s1 / n, unit),
-                ldexp((n * s2 - s1**2) / n**2, 2 * unit),
-                ldexp((n**2 * s3 - 3 * n * s1 * s2 + 2 * s1**3) / n**3, 3 * unit),
-                ldexp((n**3 * s4 - 4 * n**2 * s1 * s3 + 6 * n * s1**2 * s2 - 3 * s1**4) / n**4, 4 * unit),
+                _ratio(s1, n, unit),
+                _ratio(n * s2 - s1**2, n**2, 2 * unit),
+                _ratio(n**2 * s3 - 3 * n * s1 * s2 + 2 * s1**3, n**3, 3 * unit),
+                _ratio(n**3 * s4 - 4 * n**2 * s1 * s3 + 6 * n * s1**2 * s2 - 3 * s1**4, n**4, 4 * unit),
             )
         return found[0], found[1], found[2], found[3]
 
@@ -431,8 +423,8 @@ def merge(captures: Sequence[LayerCapture]) -> LayerCapture:
     """The capture of all windows of several captures of one layer, in any order.
 
     Equal to a capture that saw all windows at once, with two exceptions where new text is added to a capture that was
-    planned without it: a token that had no row in the lookup table of one of them is counted from the others alone,
-    and a histogram keeps its sample only while the text grows less than 64 times.
+    planned without it: a token that had no row in the lookup table of one of them is counted from the others alone
+    (and which tokens have one may then depend on the order), and a histogram keeps its sample only while the text grows less than 64 times.
 
     Raises:
         CaptureError: they are of different layers or models, were drawn with different seeds, or share a window.
@@ -567,6 +559,12 @@ def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def _in_order(groups: Mapping[str, Any]) -> list[str]:
     """Names of groups of the strongest: of the corpus, of the splits, of the samples."""
     return ["top", *SPLITS, *sorted((name for name in groups if name.isdigit()), key=int)]
+
+
+def _ratio(numerator: int, denominator: int, exponent: int) -> float:
+    """numerator / denominator * 2**exponent, where the quotient alone may be too large for a float."""
+    dropped = max(numerator.bit_length() - denominator.bit_length() - 900, 0)
+    return ldexp((numerator >> dropped) / denominator, exponent + dropped)
 
 
 def _flat(name: str, value: Any) -> dict[str, NDArray[Any]]:

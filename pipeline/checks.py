@@ -100,6 +100,15 @@ def _per_neuron(rows: pl.DataFrame, *, n_neurons: int) -> list[Finding]:
     ]
 
 
+def _vocabulary(rows: pl.DataFrame, *, n_tokens: int) -> list[Finding]:
+    missing = len(set(range(n_tokens)).symmetric_difference(rows.get_column("token_id")))
+    return [
+        Finding(
+            "every_token_is_there", missing == 0, f"{missing:,} of {n_tokens:,} tokens missing", {"missing": missing}
+        )
+    ]
+
+
 def _connections(rows: pl.DataFrame, *, n_neurons: int) -> list[Finding]:
     unranked, backward = pl.lit(value=False), pl.lit(value=False)
     for sign, factor in SIGNS.items():
@@ -217,6 +226,7 @@ _CHECKS: dict[str, Any] = {
     "activations": _activations,
     "neuron_statistics": _per_neuron,
     "token_associations": _per_neuron,
+    "vocabulary": _vocabulary,
     "connections": _connections,
     "exemplars": _exemplars,
     "explanations": _explanations,
@@ -229,6 +239,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "activations": ("every_neuron_is_there", "lengths_agree_with_sequences", "peak_is_the_extreme"),
     "neuron_statistics": ("every_neuron_is_there",),
     "token_associations": ("every_neuron_is_there",),
+    "vocabulary": ("every_token_is_there",),
     "connections": ("every_neuron_is_there", "lists_are_ranked", "layers_are_in_order"),
     "exemplars": ("scored_documents_were_not_shown", "scale_is_reproduced"),
     "explanations": ("every_neuron_is_there", "no_scored_exemplar_was_shown", "few_answers_are_missing"),

@@ -145,7 +145,8 @@ def window_sums(
                 _extremes(x[w, t, first:last], b, d, e, lo, hi)
             for j in range(n):
                 c[j] = np.float32(0.5) * lo[j] + np.float32(0.5) * hi[j]
-                reach = hi[j] - c[j]
+                # The middle of two neighbouring floats is one of them.
+                reach = max(hi[j] - c[j], c[j] - lo[j])
                 u[j] = 1
                 if (reach > 1e6 or (0 < reach < 1e-6)) and np.isfinite(reach):
                     u[j] = ldexp(1.0, -max(min(frexp(reach)[1], 120), -120))
@@ -313,6 +314,7 @@ def offer(
                 peaks[j, slot] = peak
                 exponents[j, slot] = exponent
                 steps[j, slot, :length] = rounded[:length]
+                steps[j, slot, length:] = 0
                 for other in range(starts[g], starts[g + 1]):
                     if kept[j, other] < 0:
                         slot = other

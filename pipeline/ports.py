@@ -92,8 +92,24 @@ class SubjectModel(Protocol):
         """Where `capture` computes, such as `cpu` or `cuda`."""
         ...
 
+    def workers(self) -> "Sequence[SubjectModel]":
+        """The subject once for each device that it may use, itself first; each can `capture` in a thread of its own."""
+        ...
+
     def tokenize(self, texts: Sequence[str]) -> Sequence[Tokens]:
         """Each text as the model's tokens, special tokens left out."""
+        ...
+
+    def vocabulary_size(self) -> int:
+        """How many token embeddings there are; their ids count from 0. Found without loading the weights."""
+        ...
+
+    def spell(self, token_ids: Sequence[int]) -> Sequence[bytes]:
+        """The UTF-8 bytes that each token stands for by itself, b"" for one that the tokenizer does not know.
+
+        A word's first token begins with the space that stands before the word, where the vocabulary tells it from one
+        within a word. A text may hold the token without this space, or in other letters if the tokenizer normalises.
+        """
         ...
 
     def max_tokens(self) -> int:

@@ -40,6 +40,9 @@ _PIECE = 16
 _NARROW = 2**31
 """Steps that a token sum of 32 bits may never reach."""
 
+_WIDE = 2**63 - 2**53
+"""The same for 64 bits."""
+
 _SANE = 2**52
 """Steps that one activation may never reach."""
 
@@ -103,8 +106,9 @@ class LayerReduction:
             SubjectError: an activation is NaN or infinite, or beyond all measure of the probe.
             CaptureError: a window came before.
         """
-        if self._read[windows].any():
-            raise CaptureError(f"window {windows[self._read[windows]][0]} came twice to layer {self.layer}")
+        twice = self._read[windows] | (np.bincount(windows, minlength=self.plan.n_windows)[windows] > 1)
+        if twice.any():
+            raise CaptureError(f"window {windows[twice][0]} came twice to layer {self.layer}")
         x = activations.numpy(force=True)
         for at in range(0, len(windows), _PIECE):
             piece = _Piece.of(self.plan, windows[at : at + _PIECE], x[at : at + _PIECE])
@@ -130,9 +134,10 @@ class LayerReduction:
             ids=plan.ids[read],
             count=int(plan.lengths[read].sum()),
             open_count=int(plan.lengths[read & plan.is_open].sum()),
-            sums=ExactSums(self._parts, self._exponents).canonical(),
-            minimum=self._minimum,
-            maximum=self._maximum,
+            sums=ExactSums(self._parts, self._exponents),
+            # Which of two zeros came first must not show.
+            minimum=self._minimum + np.float32(0),
+            maximum=self._maximum + np.float32(0),
             positive=self._positive,
             histogram_level=plan.histogram_level,
             histogram=self._histogram.astype(np.int64),
@@ -190,6 +195,8 @@ class LayerReduction:
             not same
             or names != kept
             or not np.isin(start.ids, self.plan.ids).all()
+            or start.histogram_level != self.plan.histogram_level
+            or not np.array_equal(start.maxima_ids, np.intersect1d(start.ids, self.plan.ids[:MAXIMA]))
             or not np.array_equal(start.lookup, lookup)
             or not np.array_equal(start.token_step, step)
         ):
@@ -394,6 +401,7 @@ class _TokenSums:
         self._wide: dict[int, NDArray[np.int64]] = {}
         self._reach = np.zeros(len(self.lookup))
         self._counts = np.zeros(len(self.lookup), dtype=np.int64)
+        self._bound = np.zeros(len(self.lookup))
         self._places = np.empty((0, 0), dtype=np.int32)
 
     def make_room(self, piece: _Piece, *, layer: int) -> None:
@@ -406,7 +414,7 @@ class _TokenSums:
             known = np.where(ids < len(self._row_of), self._row_of[np.minimum(ids, len(self._row_of) - 1)], -1)
             self._places[row, : len(ids)] = known
         counts = np.bincount(self._places[self._places >= 0], minlength=len(self.lookup))
-        strongest = np.maximum(np.abs(piece.low), np.abs(piece.high)).max(axis=0)
+        strongest = np.maximum(np.abs(piece.low), np.abs(piece.high))[piece.is_open].max(axis=0)
         steps = float((strongest * self._per_unit.astype(np.float64)).max()) + 1
         if steps >= _SANE:
             neuron = int((strongest * self._per_unit.astype(np.float64)).argmax())
@@ -415,6 +423,9 @@ class _TokenSums:
                 "should give it; check the weights"
             )
         self._counts += counts
+        self._bound += counts * steps
+        if (self._bound >= _WIDE).any():
+            raise SubjectError(f"the activations of layer {layer} are too strong to be summed; check the weights")
         full = np.flatnonzero(self._reach + counts * steps >= _NARROW)
         for row in full[counts[full] > 0]:
             self._widen(int(row))
@@ -439,6 +450,7 @@ class _TokenSums:
     def fill(self, start: LayerCapture) -> None:
         """Take over the sums of a capture."""
         self._counts[:] = start.lookup_counts
+        self._bound[:] = np.abs(start.token_sums).max(axis=1, initial=0)
         largest = np.abs(start.token_sums).max(axis=1, initial=0)
         for row in np.flatnonzero(largest >= _NARROW // 2):
             self._wide[int(row)] = start.token_sums[row].copy()

@@ -208,7 +208,7 @@ activations = Table(
         "activations": Column(
             pl.List(pl.Float32),
             "activation at each token, units of the neuron, rounded to whole steps of a power of two, 2**11 to 2**12 of "
-            "which make the strongest of the window; `peak` is not rounded",
+            "which make the strongest of the window; `peak` is not rounded, but of `random` records in polarity `-`",
         ),
         **MADE,
     },
@@ -224,8 +224,12 @@ neuron_statistics = Table(
         "count": Column(pl.Int64, "activations that the moments are taken over"),
         "mean": Column(pl.Float64, "units of the neuron"),
         "variance": Column(pl.Float64, "population variance, squared units of the neuron"),
-        "skewness": Column(pl.Float64, "third standardised moment; null for a constant neuron", nullable=True),
-        "kurtosis": Column(pl.Float64, "fourth standardised moment, 3 for a normal; null if constant", nullable=True),
+        "skewness": Column(
+            pl.Float64, "third standardised moment; null for a neuron that hardly varies about its mean", nullable=True
+        ),
+        "kurtosis": Column(
+            pl.Float64, "fourth standardised moment, 3 for a normal; null as skewness is", nullable=True
+        ),
         "minimum": Column(pl.Float32, "units of the neuron"),
         "maximum": Column(pl.Float32, "units of the neuron"),
         "fraction_positive": Column(pl.Float64, "share of tokens with an activation above zero"),
@@ -266,6 +270,22 @@ token_associations = Table(
             pl.Float32,
             "mean activation of the neuron over all tokens not scored, units of the neuron; null if there are none",
             nullable=True,
+        ),
+        **MADE,
+    },
+)
+
+vocabulary = Table(
+    name="vocabulary",
+    doc="A token of the subject model by itself: one row for each of its embeddings, met in the corpus or not.",
+    key=("token_id",),
+    by_layer=False,
+    columns={
+        "token_id": Column(pl.Int32, "row of the embedding, from 0"),
+        "bytes": Column(
+            pl.Binary,
+            "the UTF-8 bytes that the token stands for, with a space where it begins a word; none if the tokenizer does "
+            "not know it",
         ),
         **MADE,
     },
@@ -498,6 +518,7 @@ TABLES: dict[str, Table] = {
         activations,
         neuron_statistics,
         token_associations,
+        vocabulary,
         connections,
         exemplars,
         explanations,

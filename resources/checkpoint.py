@@ -202,8 +202,8 @@ def tokenizer_hash(folder: Path) -> str:
     return content_hash({name: file_hash(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()})
 
 
-def layer_fingerprints(folder: Path, *, blocks: Blocks, number_format: str) -> list[str]:
-    """For each layer, the tagged hash of all that can influence its neurons.
+def layer_fingerprints(folder: Path, *, blocks: Blocks, number_format: str, hashes: Mapping[str, str]) -> list[str]:
+    """For each layer, the tagged hash of all that can influence its neurons; `hashes` are the folder's `tensor_hashes`.
 
     The names of tensors enter without the prefix that a language-model head puts before them (`transformer.`), so a
     model saved with or without its head has the same fingerprints.
@@ -212,7 +212,6 @@ def layer_fingerprints(folder: Path, *, blocks: Blocks, number_format: str) -> l
         SubjectError: no safetensors, or a file is damaged or cut short.
     """
     tensors = stored_tensors(folder)
-    hashes = tensor_hashes(tensors)
     places = {name: blocks.place(name) for name in tensors}
     prefix = next((place[0] for place in places.values() if place), "")
     outside: dict[str, str] = {}
@@ -238,13 +237,9 @@ def layer_fingerprints(folder: Path, *, blocks: Blocks, number_format: str) -> l
     return fingerprint_chain(base, [content_hash(part) for part in own], [content_hash(part) for part in carried])
 
 
-def weights_hash(folder: Path, *, number_format: str) -> str:
-    """The tagged hash of every tensor of a model folder by name, and of the number format in which they are read.
-
-    Raises:
-        SubjectError: no safetensors, or a file is damaged or cut short.
-    """
-    return content_hash({"number_format": number_format, "tensors": tensor_hashes(stored_tensors(folder))})
+def weights_hash(*, number_format: str, hashes: Mapping[str, str]) -> str:
+    """The tagged hash of every tensor by name, from its `tensor_hashes`, and of the number format in which they are read."""
+    return content_hash({"number_format": number_format, "tensors": hashes})
 
 
 def is_unused(tensor: StoredTensor) -> bool:

@@ -41,7 +41,7 @@ from pipeline.errors import LakeError
 from pipeline.ports import Commit, Lake
 from pipeline.tables import TABLES, Table, Type
 
-WHOLE = frozenset({"sequences"})
+WHOLE = frozenset({"sequences", "vocabulary"})
 """Tables without layers whose content is one unit, so that a write may replace all of it. The others only grow."""
 
 PROPERTIES: dict[str, str | None] = {
@@ -242,7 +242,7 @@ class DeltaLake(Lake):
         commit_uuid: str | None = None,
         allow_empty: bool = False,
     ) -> Commit:
-        """Replace exactly one slice: a layer, some neurons of a layer, or (only for `sequences`) all.
+        """Replace exactly one slice: a layer, some neurons of a layer, or (only for tables of `WHOLE`) all.
 
         `record` goes into the Delta commit as JSON, beside `commit_uuid`. When another writer came first, the write
         starts again from the newer version, so the later of two writes to one slice stands. An empty frame, which

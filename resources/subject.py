@@ -91,13 +91,16 @@ class HuggingFaceSubject:
     ) -> None:
         if dtype not in NUMBER_FORMATS:
             raise SubjectError(f"dtype {dtype!r} is not known; use one of {', '.join(NUMBER_FORMATS)}.")
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
-            raise SubjectError(f"device {device!r} is not known; use `auto`, `cpu`, `cuda`, `cuda:0` or `mps`.")
+        devices = device.split(",")
+        if not all(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", one) for one in devices):
+            raise SubjectError(
+                f"device {device!r} is not known; use `auto`, `cpu`, `cuda`, `mps`, or several as in `cuda:0,cuda:1`."
+            )
         self.name = name
         self.dtype = dtype
         self._folder = ModelFolder(name, revision=revision)
         self._site = find_site(site)
-        self._asked_device = device
+        self._asked_device, *self._other_devices = devices
 
     def layers(self) -> Sequence[LayerSite]:
         """The layers with their neurons, from the configuration alone (and the files of the site, if it has any)."""
@@ -128,6 +131,15 @@ class HuggingFaceSubject:
         require_libraries()
         return str(self._chosen_device())
 
+    def workers(self) -> Sequence["HuggingFaceSubject"]:
+        """This subject on each of its devices, itself first."""
+        folder, site = self._folder, self._site.name
+        others = (
+            HuggingFaceSubject(self.name, revision=folder.revision, device=device, dtype=self.dtype, site=site)
+            for device in self._other_devices
+        )
+        return [self, *others]
+
     def tokenize(self, texts: Sequence[str]) -> Sequence[Tokens]:
         """Each text as the model's tokens. The text is taken literally: `<|endoftext|>` in it is ordinary text.
 
@@ -136,6 +148,20 @@ class HuggingFaceSubject:
                 tokenizer.
         """
         return self._tokenizer.tokenize(texts)
+
+    def vocabulary_size(self) -> int:
+        """How many token embeddings there are, from the configuration alone; a tokenizer may know fewer tokens."""
+        return self._anatomy.vocabulary
+
+    def spell(self, token_ids: Sequence[int]) -> Sequence[bytes]:
+        """The UTF-8 bytes that each token stands for by itself, b"" for one that the tokenizer does not know.
+
+        A word's first token begins with a space, see `SubjectTokenizer.spell`.
+
+        Raises:
+            SubjectError: there is no fast tokenizer.
+        """
+        return self._tokenizer.spell(token_ids)
 
     def max_tokens(self) -> int:
         """The longest window of text, in tokens, that fits with the special tokens around it."""
@@ -305,7 +331,7 @@ class HuggingFaceSubject:
 
     def weights_hash(self) -> str:
         """Tagged hash of all weights, in the number format in which they are read."""
-        return self._weights_hash
+        return checkpoint.weights_hash(number_format=self.dtype, hashes=self._tensor_hashes)
 
     def provenance(self) -> Mapping[str, Any]:
         """Source, revision, file hashes, number format, device and versions: what decides the numbers."""
@@ -398,7 +424,10 @@ class HuggingFaceSubject:
     def _fingerprints(self) -> list[str]:
         anatomy, site = self._anatomy, self._site
         chain = checkpoint.layer_fingerprints(
-            self._folder.whole, blocks=anatomy.blocks(site.place(anatomy)), number_format=self.dtype
+            self._folder.whole,
+            blocks=anatomy.blocks(site.place(anatomy)),
+            number_format=self.dtype,
+            hashes=self._tensor_hashes,
         )
         if site.name == "mlp":
             return chain
@@ -409,8 +438,9 @@ class HuggingFaceSubject:
         ]
 
     @cached_property
-    def _weights_hash(self) -> str:
-        return checkpoint.weights_hash(self._folder.whole, number_format=self.dtype)
+    def _tensor_hashes(self) -> Mapping[str, str]:
+        """The hash of each tensor: every byte of the weights is read for them, so they are kept."""
+        return checkpoint.tensor_hashes(checkpoint.stored_tensors(self._folder.whole))
 
     @cached_property
     def _tokenizer(self) -> SubjectTokenizer:

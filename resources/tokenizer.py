@@ -36,7 +36,28 @@ class SubjectTokenizer:
     unknown: int | None
     spelling: Callable[[str], bytes] | None
     """The bytes that a token of the vocabulary stands for; None when only offsets tell."""
+    continuing: str | None
+    """What the spelling of a token within a word begins with (WordPiece: `##`); None for other vocabularies."""
     added: Mapping[int, bytes]
+
+    def spell(self, token_ids: Sequence[int]) -> list[bytes]:
+        """The bytes that each token stands for by itself, b"" for one that the tokenizer does not know.
+
+        WordPiece marks a token within a word, so any other gets the space that stands before a word, before signs
+        too. Where the vocabulary tells neither bytes nor beginnings of words, its spelling is given as it is.
+        """
+        return [self._spelled(token) for token in token_ids]
+
+    def _spelled(self, token: int) -> bytes:
+        spelled = self.backend.id_to_token(token)
+        if token in self.added or spelled is None:
+            return self.added.get(token, b"")
+        if self.spelling is not None:
+            return self.spelling(spelled)
+        if self.continuing is not None:
+            inside = spelled.startswith(self.continuing)
+            spelled = spelled.removeprefix(self.continuing) if inside else f" {spelled}"
+        return str(spelled).encode()
 
     def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
         """Each text as tokens, special tokens left out.
@@ -107,6 +128,7 @@ def load_tokenizer(folder: Path, *, vocabulary: int, subject: str) -> SubjectTok
         special=frozenset(special - {tokenizer.unk_token_id}),
         unknown=tokenizer.unk_token_id,
         spelling=_spelling(backend),
+        continuing=_continuing(backend),
         added={token: entry.content.encode() for token, entry in added.items()},
     )
 
@@ -134,6 +156,11 @@ def _spelling(backend: Any) -> Callable[[str], bytes] | None:
     if kinds & {"ByteFallback", "Metaspace"}:
         return _metaspace_bytes
     return None
+
+
+def _continuing(backend: Any) -> str | None:
+    model = backend.model
+    return model.continuing_subword_prefix if type(model).__name__ == "WordPiece" else None
 
 
 def _decoder_kinds(decoder: Mapping[str, Any]) -> set[str]:

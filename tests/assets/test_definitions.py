@@ -60,6 +60,7 @@ def test_each_table_is_an_asset_and_those_of_one_neuron_are_too(specs):
     assert set(specs) == {
         "sequences",
         "subject_layers",
+        "vocabulary",
         *LAYER_TABLES,
         "layer_summary",
         *(f"neuron_{table}" for table in NEURON_TABLES),
@@ -92,7 +93,7 @@ def test_every_table_has_its_checks_and_all_of_them_block(built):
     for key in graph.asset_check_keys:
         found.setdefault(key.asset_key.to_user_string(), set()).add(key.name)
         assert graph.get_check_spec(key).blocking
-    tables = {name: name for name in ("sequences", "subject_layers", *LAYER_TABLES)}
+    tables = {name: name for name in ("sequences", "subject_layers", "vocabulary", *LAYER_TABLES)}
     tables |= {f"neuron_{name}": name for name in NEURON_TABLES}
     assert found == {asset: set(names(table)) for asset, table in tables.items()}
 
@@ -129,6 +130,7 @@ def test_the_model_is_loaded_once_for_all_layers_that_are_asked_for(built, name)
     assert asset.backfill_policy == dg.BackfillPolicy.single_run()
 
 
-def test_connections_need_no_text(built):
+def test_connections_and_the_vocabulary_need_no_text(built):
     graph = built.resolve_asset_graph()
+    assert graph.get(dg.AssetKey("vocabulary")).parent_keys == set()
     assert graph.get(dg.AssetKey("connections")).parent_keys == {dg.AssetKey("subject_layers")}

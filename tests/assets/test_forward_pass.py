@@ -62,12 +62,12 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
-def run(home, partials, *, layers=(0, 1), said=None):
+def run(home, partials, *, layers=(0, 1), said=None, device="cpu"):
     figures = Figures()
     found = {
         capture.layer: capture.arrays()
         for capture in captured(
-            HuggingFaceSubject(str(home / "subject"), device="cpu"),
+            HuggingFaceSubject(str(home / "subject"), device=device),
             plan(pl.read_parquet(home / "sequences.parquet")),
             layers,
             seed=3,
@@ -98,6 +98,13 @@ def test_the_size_of_shards_and_batches_changes_no_bit(home, whole, tmp_path, mo
     monkeypatch.setattr(forward_pass, "SHARD", 3 * size)
     monkeypatch.setattr(forward_pass, "BATCH", size)
     assert_same(run(home, PartialFiles(tmp_path))[0], whole)
+
+
+@pytest.mark.parametrize("shard", [16, 20, 90])
+def test_several_devices_share_the_windows_and_find_the_same_bytes(home, whole, tmp_path, monkeypatch, shard):
+    monkeypatch.setattr(forward_pass, "SHARD", shard)
+    monkeypatch.setattr(forward_pass, "KEEP_AFTER", 0.0)
+    assert_same(run(home, PartialFiles(tmp_path), device="cpu,cpu,cpu")[0], whole)
 
 
 def test_a_layer_comes_out_the_same_whichever_layers_run_beside_it(home, whole, tmp_path):

@@ -132,7 +132,8 @@ def test_in_an_empty_lake_everything_is_missing():
     found = Written().found()
     assert set(found) == {
         ("sequences", None),
-        *((name, layer) for name in HOPS if name != "sequences" for layer in (0, 1)),
+        ("vocabulary", None),
+        *((name, layer) for name in HOPS if TABLES[name].by_layer for layer in (0, 1)),
     }
     assert {(state.status, state.cause) for state in found.values()} == {("missing", "")}
 
@@ -149,7 +150,6 @@ def test_only_the_layers_that_are_asked_about_are_looked_at(made):
     ("outside", "slice_", "cause"),
     [
         (replace(OUTSIDE, corpus="d"), ("sequences", None), "stale: the corpus changed"),
-        (replace(OUTSIDE, tokenizer="u"), ("sequences", None), "stale: the tokenizer changed"),
         (replace(OUTSIDE, weights=["w0", "v1"]), ("subject_layers", 1), "stale: the weights changed"),
     ],
 )
@@ -162,6 +162,13 @@ def test_what_changed_outside_makes_stale_all_that_is_made_from_it(made, outside
     }
 
 
+def test_another_tokenizer_makes_stale_the_text_and_what_is_made_from_it_and_the_vocabulary(made):
+    causes = made.causes(outside=replace(OUTSIDE, tokenizer="u"))
+    changed = {("sequences", None), ("vocabulary", None)}
+    assert {at for at, cause in causes.items() if cause == "stale: the tokenizer changed"} == changed
+    assert set(causes) == changed | {(name, at) for name in below("sequences") - {"sequences"} for at in (0, 1)}
+
+
 def test_a_weight_that_reaches_no_neuron_makes_stale_the_connections_of_every_layer_and_nothing_else(made):
     cause = "stale: the checkpoint changed"
     assert made.causes(outside=replace(OUTSIDE, checkpoint="l")) == {
@@ -170,9 +177,9 @@ def test_a_weight_that_reaches_no_neuron_makes_stale_the_connections_of_every_la
     }
 
 
-def test_connections_that_were_never_made_leave_everything_else_fresh(made):
-    made.records = [record for record in made.records if record["table"] != "connections"]
-    assert made.causes() == {("connections", 0): "missing: ", ("connections", 1): "missing: "}
+def test_connections_and_a_vocabulary_that_were_never_made_leave_everything_else_fresh(made):
+    made.records = [record for record in made.records if record["table"] not in ("connections", "vocabulary")]
+    assert made.causes() == dict.fromkeys([("vocabulary", None), ("connections", 0), ("connections", 1)], "missing: ")
 
 
 def test_a_setting_makes_stale_the_tables_that_depend_on_it_and_what_is_made_from_them(made):

@@ -76,6 +76,7 @@ def test_one_command_makes_everything(first):
         "activations layers 0-1",
         "exemplars to scores layer 0",
         "exemplars to scores layer 1",
+        "vocabulary",
         "connections layers 0-1",
         "layer_summary",
     ]
@@ -228,8 +229,10 @@ def test_what_changed_outside_makes_stale_what_is_made_from_it_and_nothing_else(
     tokenizer.write_text(tokenizer.read_text("utf-8").replace("Ġhouse", "Ġhouses"), encoding="utf-8")
     found = copied.not_fresh()
     assert found["sequences", None] == "stale: the tokenizer changed"
+    assert found["vocabulary", None] == "stale: the tokenizer changed"
     assert set(found) == {
         ("sequences", None),
+        ("vocabulary", None),
         *((name, layer) for name in (*OF_LAYER, "connections") for layer in (0, 1)),
     }
 
@@ -420,7 +423,12 @@ def test_a_run_that_is_killed_goes_on_where_it_was(empty, made, tmp_path):
     before = folder.runs()
     result = folder.type("run")
     assert result.exit_code == 0
-    assert said(result) == ["explanations to scores layer 1", "connections layers 0-1", "layer_summary"]
+    assert said(result) == [
+        "explanations to scores layer 1",
+        "vocabulary",
+        "connections layers 0-1",
+        "layer_summary",
+    ]
     after = folder.runs()
     assert {at for at in after if after[at] == before[at]} == second
     assert folder.not_fresh() == {}
@@ -538,7 +546,23 @@ def test_a_neuron_is_shown_with_its_words_scores_texts_and_origin(made):
     assert re.search(r"«(dog|cat|horse|sheep|mouse)»", shown)
     origin = shown.partition("where it came from\n")[2].splitlines()
     assert [line.split()[0] for line in origin if line[:1].strip()] == ["table", *(name for name in TABLES if name in (
-        "sequences", *OF_LAYER, "connections"))]  # fmt: skip
+        "sequences", *OF_LAYER, "vocabulary", "connections"))]  # fmt: skip
+
+
+def test_a_token_that_the_corpus_lacks_is_shown_by_its_text_which_does_not_speak_to_the_terminal(copied):
+    token = copied.table("connections", layer=0, neurons=[0]).item(0, "input_positive_token_ids")[0]
+    sequences, vocabulary = copied.table("sequences"), copied.table("vocabulary")
+    copied.lake.replace("sequences", sequences.filter(~pl.col("token_ids").list.contains(token)), record={})
+    hostile = pl.lit(b" \x1b[2J[red]\xe2\x80\xaepurple\n")
+    is_it = pl.col("token_id") == token
+    copied.lake.replace(
+        "vocabulary",
+        vocabulary.with_columns(bytes=pl.when(is_it).then(hostile).otherwise("bytes")),
+        record={},
+    )
+    shown = copied.type("show", "0:0").stdout
+    assert re.search(r"'␛\[2J\[red\].purple↵' [0-9.]+, 'yellow' [0-9.]+, 'green' ", shown)
+    assert_harmless(shown)
 
 
 def test_the_json_of_a_neuron_holds_the_numbers_of_the_tables(made):

@@ -113,13 +113,30 @@ def test_a_damaged_file_is_no_missing_neuron(copied):
         read(copied.lake, 0, 1)
 
 
-def test_connections_are_those_of_the_table_with_the_text_of_tokens_that_the_corpus_holds(made):
+def test_connections_are_those_of_the_table_with_the_text_of_each_token(made):
     found = read(made.lake, 0, 0).connections
     row = made.table("connections", layer=0, neurons=[0]).row(0, named=True)
     assert [one["token_id"] for one in found["input_positive"]] == row["input_positive_token_ids"]
     assert [one["strength"] for one in found["input_positive"]] == row["input_positive_strengths"]
     assert [one["text"].strip() for one in found["input_positive"]] == ["purple", "yellow", "green", "blue", "red"]
     assert found["upstream_positive"] == []
+
+
+def test_a_token_has_its_text_from_the_vocabulary_or_else_from_the_corpus(copied):
+    def strongest():
+        return read(copied.lake, 0, 0).connections["input_positive"][0]
+
+    assert strongest()["text"] == " purple"
+    sequences, vocabulary = copied.table("sequences"), copied.table("vocabulary")
+    lacks = ~pl.col("token_ids").list.contains(strongest()["token_id"])
+    copied.lake.replace("sequences", sequences.filter(lacks), record={})
+    assert strongest()["text"] == " purple"
+    copied.lake.replace("vocabulary", vocabulary.with_columns(bytes=pl.lit(b"")), record={})
+    assert strongest()["text"] is None
+    copied.lake.replace("sequences", sequences, record={})
+    assert strongest()["text"] == " purple"
+    shutil.rmtree(copied.home / "lake" / "subject" / "vocabulary")
+    assert strongest()["text"] == " purple"
 
 
 def test_connections_that_the_model_does_not_define_are_none_and_so_are_all_before_they_are_made(gated, copied):

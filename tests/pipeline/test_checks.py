@@ -29,6 +29,7 @@ def found(table, rows, layer, **changed):
         "activations": {"sequences": layer.sequences, "n_neurons": 6},
         "neuron_statistics": {"n_neurons": 6},
         "token_associations": {"n_neurons": 6},
+        "vocabulary": {"n_tokens": 4},
         "connections": {"n_neurons": 4},
         "exemplars": {"sequences": layer.sequences},
         "explanations": {"exemplars": layer.exemplars},
@@ -80,6 +81,15 @@ def test_a_row_that_is_there_twice_is_found(layer, table):
 def test_a_layer_of_the_subject_has_only_its_key_to_check(layer):
     rows = pl.DataFrame({"layer": [1, 1]})
     assert failed("subject_layers", rows, layer) == ["keys_are_unique"]
+
+
+@pytest.mark.parametrize("tokens", [[0, 1, 2], [1, 2, 3], [0, 1, 3, 4], [0, 1, 2, 3, 4]])
+def test_a_token_that_is_missing_or_too_many_is_found(layer, tokens):
+    rows = pl.DataFrame({"token_id": tokens, "bytes": [b"a"] * len(tokens)})
+    assert failed("vocabulary", rows, layer) == ["every_token_is_there"]
+    right = pl.DataFrame({"token_id": [2, 0, 3, 1]})
+    assert failed("vocabulary", right, layer) == []
+    assert failed("vocabulary", pl.concat([right, right.head(1)]), layer) == ["keys_are_unique"]
 
 
 def altered(rows, column, change, where=None):

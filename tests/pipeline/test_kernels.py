@@ -47,7 +47,7 @@ def added(terms, start=None):
     parts = np.zeros((3, 1)) if start is None else start.parts[0].copy()
     exponents = np.full(1, kernels.LOWEST, np.int32) if start is None else start.exponents[0].copy()
     kernels.add_exactly(np.array(terms, dtype=np.float64).reshape(-1, 1), 0, 1, parts, exponents)
-    return ExactSums(parts[None], exponents[None]).canonical()
+    return ExactSums(parts[None], exponents[None])
 
 
 def total(sums):
@@ -98,6 +98,15 @@ def test_an_exact_half_of_a_unit_is_carried_in_one_way(halves, later, cuts):
     assert bytes_of(added(groups[2], added(groups[1], added(groups[0])))) == whole
 
 
+@pytest.mark.parametrize("largest", [2.0**23, 2.0**24, 2.0**47, 2.0**-1, 2.0**-25])
+def test_a_power_of_two_at_the_edge_of_the_parts_comes_first_or_last(largest):
+    for edge in (largest, -largest, largest * (1 - 2**-53), largest * (1 + 2**-52)):
+        for other in (largest / 3, -largest / 2, largest / 2**20, math.pi * largest / 2**24):
+            whole = bytes_of(added([edge, other, other]))
+            assert bytes_of(added([other, edge], added([other]))) == whole
+            assert bytes_of(added([other, other, edge])) == bytes_of(added([other]) + added([other, edge])) == whole
+
+
 @settings(max_examples=300)
 @given(LISTS)
 def test_a_sum_is_right_to_a_47th_bit_of_its_largest_term_for_each_term(terms):
@@ -142,7 +151,7 @@ def test_each_neuron_has_its_own_sum_and_those_outside_the_part_are_left_alone()
 
     for neuron in (5, 6, 511, 512, 516, 517, 1028, 1029, 1149):
         alone = added(values[:, neuron])
-        whole = ExactSums(parts[None, :, neuron : neuron + 1], exponents[None, neuron : neuron + 1]).canonical()
+        whole = ExactSums(parts[None, :, neuron : neuron + 1], exponents[None, neuron : neuron + 1])
         assert bytes_of(whole) == bytes_of(alone)
     for neuron in (0, 4, 1150, 1199):
         assert parts[:, neuron].tolist() == [7.0] * 3
@@ -230,6 +239,17 @@ def test_the_largest_and_the_smallest_floats_have_finite_sums():
     assert (low[0, 0], high[0, 0]) == (-info.max, info.max)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e18, 1e30])
+def test_neighbouring_floats_have_the_sums_of_a_constant(size):
+    # Their middle is one of them.
+    low = np.float32(size)
+    pair = np.array([low, np.nextafter(low, np.float32(np.inf))], np.float32)
+    for values in (pair, pair[::-1], -pair):
+        _, _, sums, _ = measured(values[None, :, None].copy(), [2])
+        for power in range(1, 5):
+            assert sums[power - 1, 0, 0] == pytest.approx((values.astype(np.float64) ** power).sum(), rel=1e-15)
+
+
 def edge_values():
     """Every edge of the histogram, the floats beside it, zeros of both signs and the ends of float32."""
     edges = np.array(HISTOGRAM_EDGES, np.float32)
@@ -255,6 +275,14 @@ def test_a_bin_is_closed_at_its_end_nearer_to_zero(values):
     counts = np.zeros((1, 1, len(HISTOGRAM_EDGES) + 1), np.int32)
     kernels.count_in_bins(x.view(np.int32), np.array([x.shape[1]]), np.zeros(1, np.int32), 0, 1, counts)
     assert np.array_equal(counts[0, 0], histogram(x[0, :, 0]))
+
+
+def test_every_edge_of_the_histogram_is_in_the_bin_beyond_it():
+    for value in edge_values():
+        x = np.array([[[value]]], np.float32)
+        counts = np.zeros((1, 1, len(HISTOGRAM_EDGES) + 1), np.int32)
+        kernels.count_in_bins(x.view(np.int32), np.ones(1, np.int64), np.zeros(1, np.int32), 0, 1, counts)
+        assert np.array_equal(counts[0, 0], histogram(x[0, :, 0])), value
 
 
 def test_windows_are_counted_in_their_class_up_to_their_length_and_for_the_neurons_asked_for():

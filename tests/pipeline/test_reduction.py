@@ -477,14 +477,14 @@ def test_the_largest_floats_are_counted(corpus, captured):
 @pytest.mark.parametrize("batch", [7, 64, 400])
 def test_sums_of_a_common_token_never_overflow(corpus, captured, batch):
     draw = np.random.default_rng(batch)
-    windows = [("explain", [5] * 40) if place % 9 else ("calibrate", [5, 6, 7]) for place in range(2000)]
+    windows = [("explain", [5] * 40) if place % 9 else ("calibrate", [5, 6, 7]) for place in range(1000)]
     sequences = corpus(*windows)
     sizes = np.array([1e3, 1.0, 3e-3])
     arrays = [
         (sizes * (1 + draw.random((len(ids), 3))) * (1, -1, 1)).astype(np.float32) for ids in sequences["token_ids"]
     ]
     probe = np.full(3, 1e-6, np.float32)
-    half = np.arange(2000) % 2 == 0
+    half = np.arange(1000) % 2 == 0
     _, capture = captured(sequences, arrays, batch=batch, probe=probe)
     _, start = captured(sequences, arrays, batch=batch, probe=probe, windows=np.flatnonzero(half))
     _, again = captured(sequences, arrays, batch=batch, probe=probe, windows=np.flatnonzero(~half), start=start)
@@ -515,6 +515,18 @@ def test_sums_are_exact_at_the_edge_of_32_bits(corpus, captured, seed, batch):
     ids, x = np.concatenate(sequences["token_ids"].to_list()), np.concatenate(arrays).astype(np.int64)
     assert np.array_equal(capture.token_step, [1, 1, 1])
     assert np.array_equal(capture.token_sums, [x[ids == token].sum(0) for token in capture.lookup])
+
+
+def test_sums_that_were_taken_over_from_a_start_do_not_overflow_either(corpus, captured):
+    sequences = corpus(("explain", [5]), ("explain", [5]), ("explain", [5]))
+    # Steps of one unit; each window alone fits in 32 bits.
+    values = np.array([[2.0**30 - 64, -(2.0**30) + 64], [2.0**31 - 2.0**20] * 2, [2.0**29, -(2.0**31) + 2.0**20]])
+    arrays = [row.astype(np.float32)[None] for row in values]
+    capture = None
+    for window in range(3):
+        probe = np.full(2, 2.0**LOOKUP_BITS - 1, np.float32)
+        _, capture = captured(sequences, arrays, windows=np.array([window]), start=capture, probe=probe)
+    assert capture.token_sums.tolist() == [values.sum(axis=0).tolist()]
 
 
 @pytest.mark.parametrize("batch", [1, 30])

@@ -50,7 +50,12 @@ def with_header(path: Path, header: object, content: bytes = b"") -> None:
 
 
 def fingerprints(folder: Path) -> list[str]:
-    return layer_fingerprints(folder, blocks=BLOCKS, number_format="float32")
+    hashes = tensor_hashes(stored_tensors(folder))
+    return layer_fingerprints(folder, blocks=BLOCKS, number_format="float32", hashes=hashes)
+
+
+def hash_of_all(folder: Path, *, number_format: str = "float32") -> str:
+    return weights_hash(number_format=number_format, hashes=tensor_hashes(stored_tensors(folder)))
 
 
 def test_a_header_tells_where_each_tensor_lies(tmp_path: Path) -> None:
@@ -191,17 +196,17 @@ def test_a_tensor_stored_in_two_files_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_hash_of_all_weights_counts_names_bytes_and_the_number_format_but_not_files(tmp_path: Path) -> None:
-    before = weights_hash(write(tmp_path / "a", TENSORS), number_format="float32")
+    before = hash_of_all(write(tmp_path / "a", TENSORS))
     names = sorted(TENSORS)
     split = write(tmp_path / "b", {name: TENSORS[name] for name in names[:2]}, file="one.safetensors")
     write(split, {name: TENSORS[name] for name in names[2:]}, file="two.safetensors")
     places = {name: "one.safetensors" if name in names[:2] else "two.safetensors" for name in names}
     (split / INDEX_FILE).write_text(json.dumps({"weight_map": places}))
-    assert weights_hash(split, number_format="float32") == before
-    others = {weights_hash(tmp_path / "a", number_format="bfloat16")}
+    assert hash_of_all(split) == before
+    others = {hash_of_all(tmp_path / "a", number_format="bfloat16")}
     for number, name in enumerate(TENSORS):
         changed = write(tmp_path / f"c{number}", TENSORS | {name: [9.0]})
-        others.add(weights_hash(changed, number_format="float32"))
+        others.add(hash_of_all(changed))
     assert len(others - {before}) == 1 + len(TENSORS)
 
 

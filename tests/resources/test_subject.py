@@ -486,6 +486,22 @@ def test_the_hash_of_the_weights_changes_with_every_tensor_and_the_number_format
     assert len(hashes) == 2 + len(tensors)
 
 
+def test_the_fingerprints_and_the_hash_of_the_weights_are_of_one_reading_of_the_files(gpt2: Path) -> None:
+    subject, before = HuggingFaceSubject(str(gpt2)), HuggingFaceSubject(str(gpt2)).weights_hash()
+    fingerprints = subject.fingerprints()
+    rewrite(gpt2, lambda tensors: tensors["transformer.h.0.mlp.c_fc.weight"].add_(1))
+    assert (subject.weights_hash(), subject.fingerprints()) == (before, fingerprints)
+    again = HuggingFaceSubject(str(gpt2))
+    assert again.weights_hash() != before
+    assert again.fingerprints() != fingerprints
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "bert"])
+def test_the_vocabulary_has_a_token_for_each_embedding(family: str, folder_of: Callable[[str], Path]) -> None:
+    subject = HuggingFaceSubject(str(folder_of(family)))
+    assert subject.vocabulary_size() == len(subject.embeddings()) == 320
+
+
 # Fingerprints
 
 
@@ -707,6 +723,18 @@ def test_wrong_arguments_are_refused_at_once() -> None:
         HuggingFaceSubject("demo", revision="main")
     with pytest.raises(SubjectError, match="no name"):
         HuggingFaceSubject(" ")
+
+
+def test_a_subject_of_several_devices_is_there_once_on_each(folder_of: Callable[[str], Path]) -> None:
+    subject = HuggingFaceSubject(str(folder_of("gpt2")), device="cpu,cpu", dtype="bfloat16", site="residual")
+
+    first, second = subject.workers()
+
+    assert first is subject
+    assert (second.device(), second.dtype, second.fingerprints()) == ("cpu", "bfloat16", subject.fingerprints())
+    assert [site.site for site in second.layers()] == [site.site for site in subject.layers()]
+    with pytest.raises(SubjectError, match="device 'cpu,gpu' is not known"):
+        HuggingFaceSubject("gpt2", device="cpu,gpu")
 
 
 def test_a_device_that_is_not_there_is_refused(folder_of: Callable[[str], Path]) -> None:

@@ -139,6 +139,72 @@ def test_white_space_goes_to_the_word_piece_that_follows_or_to_the_last(
     assert tokens.pieces == [b" The", "  Á".encode(), b"b", b".\n"]
 
 
+TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30)
+
+
+@pytest.mark.parametrize(
+    ("kind", "texts"),
+    [
+        ("byte-level", TEXT | st.sampled_from(AWKWARD)),
+        # A mark of SentencePiece in the text cannot be told from a space by its token.
+        ("byte fallback", TEXT.filter(lambda text: "▁" not in text)),
+        ("unigram", st.text(alphabet="abs ", max_size=30)),
+    ],
+)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_the_tokens_of_a_text_are_spelled_as_its_pieces_but_for_a_space_before_the_first(
+    kind: str,
+    texts: st.SearchStrategy[str],
+    data: st.DataObject,
+    reader_of: Callable[[str], HuggingFaceSubject],
+) -> None:
+    (tokens,) = reader_of(kind).tokenize([data.draw(texts)])
+    spelled = reader_of(kind).spell(tokens.ids)
+    assert spelled[1:] == tokens.pieces[1:]
+    assert [piece.removeprefix(b" ") for piece in spelled[:1]] == [p.removeprefix(b" ") for p in tokens.pieces[:1]]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(alphabet="the ab.", max_size=30))
+def test_word_pieces_are_spelled_as_their_pieces_but_for_spaces(
+    text: str, reader_of: Callable[[str], HuggingFaceSubject]
+) -> None:
+    (tokens,) = reader_of("WordPiece").tokenize([text])
+    assert [piece.strip() for piece in reader_of("WordPiece").spell(tokens.ids)] == [p.strip() for p in tokens.pieces]
+
+
+def test_a_word_piece_within_a_word_is_told_from_one_that_begins_a_word(
+    reader_of: Callable[[str], HuggingFaceSubject],
+) -> None:
+    subject = reader_of("WordPiece")
+    (tokens,) = subject.tokenize(["The Áb."])
+    assert subject.spell(tokens.ids) == [b" the", b" a", b"b", b" ."]
+
+
+@pytest.mark.parametrize(
+    ("kind", "known"),
+    [
+        ("byte-level", {0: b"<pad>", 3: b"<|endoftext|>"}),
+        ("NFC", {264: b"    "}),
+        ("WordPiece", {1: b"[UNK]", 2: b"[CLS]"}),
+        ("byte fallback", {0: b"<unk>", 1: b"<s>"}),
+        ("unigram", {0: b"<unk>", 1: b"</s>"}),
+    ],
+)
+def test_an_added_token_is_spelled_as_it_was_added_and_an_unknown_one_not_at_all(
+    kind: str, known: dict[int, bytes], reader_of: Callable[[str], HuggingFaceSubject]
+) -> None:
+    assert reader_of(kind).spell([*known, 319, 10**9]) == [*known.values(), b"", b""]
+
+
+def test_a_vocabulary_that_tells_neither_bytes_nor_beginnings_is_spelled_as_it_is(gpt2: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "##é": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    save_tokenizer(tokenizer, gpt2)
+    assert HuggingFaceSubject(str(gpt2)).spell([1, 0]) == ["##é".encode(), b"a"]
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "special"),
     [
