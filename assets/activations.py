@@ -121,7 +121,7 @@ def define(project: Project) -> dg.AssetsDefinition:
                     if len(layers) == 1:
                         yield written.result(checked, extra=numbers)
                     else:
-                        context.log_event(written.event(context, layer, numbers))
+                        context.log_event(written.event(context, layer, checked, numbers))
                         findings[table].extend(checked)
                 progress("activations", layers.index(layer) + 1, len(layers), f"wrote layer {layer}")
             if len(layers) > 1:

@@ -78,7 +78,7 @@ def define(project: Project) -> dg.AssetsDefinition:
                 if len(layers) == 1:
                     yield written.result(found)
                 else:
-                    context.log_event(written.event(context, layer))
+                    context.log_event(written.event(context, layer, found))
                     findings.extend(found)
                 progress("connections", done + 1, len(layers), f"wrote layer {layer}")
         if len(layers) > 1:

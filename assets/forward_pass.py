@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from resource import RUSAGE_SELF, getrusage
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.capture import LayerCapture, Plan, merge
+from pipeline.errors import CaptureError
 from pipeline.ports import Partials, Progress, SubjectModel
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Figures:
     seconds: float = 0.0
     resumed: int = 0
     """Windows that an earlier, killed pass had already captured."""
+    not_kept: str = ""
+    """Why what was found so far could not be kept on the way, if so: a kill would then have cost all of it."""
 
     def metadata(self) -> dict[str, Any]:
         """The figures for the asset page."""
@@ -50,6 +53,7 @@ class Figures:
             "time/tokens_per_second": self.tokens / self.seconds if self.seconds else 0.0,
             "memory/peak_mib": peak_mib(),
             "data/windows_resumed": self.resumed,
+            **({"data/not_kept": self.not_kept} if self.not_kept else {}),
         }
 
 
@@ -68,12 +72,17 @@ def captured(
 
     What was kept on the way is given up when the last one was taken.
     """
-    kept = {layer: LayerCapture.from_arrays(arrays) for layer, arrays in partials.found(key, layers).items()}
-    done = np.isin(plan.ids, kept[layers[0]].ids) if kept else np.zeros(plan.n_windows, dtype=bool)
-    figures.resumed = int(done.sum())
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        workers = _workers(subject, plan, layers, seed=seed, start=kept, pool=pool)
-        kept.clear()
+        kept = partials.found(key, layers)
+        try:
+            workers = _workers(subject, plan, layers, seed=seed, start=kept, pool=pool)
+        except (CaptureError, KeyError, TypeError, ValueError):
+            # Not what this pass would have kept, whoever put it there: it is worth less than a fresh start.
+            kept = {}
+            workers = _workers(subject, plan, layers, seed=seed, start=kept, pool=pool)
+        done = np.isin(plan.ids, kept[layers[0]]["ids"]) if kept else np.zeros(plan.n_windows, dtype=bool)
+        kept = {}
+        figures.resumed = int(done.sum())
         _streamed(workers, plan, done, save=lambda: _keep(partials, key, workers), progress=progress, figures=figures)
     for layer in layers:
         yield _result(workers, layer)
@@ -108,10 +117,10 @@ def _workers(
     layers: Sequence[int],
     *,
     seed: int,
-    start: Mapping[int, LayerCapture],
+    start: Mapping[int, Mapping[str, NDArray[Any]]],
     pool: ThreadPoolExecutor,
 ) -> list[_Worker]:
-    """A worker for each device of the subject; the first goes on from `start`."""
+    """A worker for each device of the subject; the first goes on from `start`, the arrays of captures."""
     # Not at the top: whoever only reads the definitions needs neither torch nor compiled kernels.
     from pipeline.reduction import LayerReduction
 
@@ -128,7 +137,7 @@ def _workers(
                     signed=sites[layer].signed,
                     seed=seed,
                     probe=probe[layer],
-                    start=start.get(layer) if one is subject else None,
+                    start=LayerCapture.from_arrays(start[layer]) if one is subject and start else None,
                     pool=pool,
                 )
                 for layer in layers
@@ -178,7 +187,10 @@ def _streamed(
             # Fewer shards than workers are left at the end.
             list(devices.map(run, workers, shards[first : first + len(workers)]))
             if time.monotonic() - kept_at >= KEEP_AFTER and first + len(workers) < len(shards):
-                save()
+                try:
+                    save()
+                except CaptureError as error:
+                    figures.not_kept = str(error)
                 kept_at = time.monotonic()
 
 
@@ -195,9 +207,12 @@ def _pace(figures: Figures, total: int) -> str:
     pace = figures.tokens / max(figures.seconds, 1e-9)
     left = round((total - figures.tokens) / max(pace, 1e-9))
     minutes, seconds = divmod(left, 60)
-    return f"{pace:,.0f} tokens/s, {minutes}:{seconds:02d} left, {peak_mib():,.0f} MiB"
+    said = f"{pace:,.0f} tokens/s, {minutes}:{seconds:02d} left, {peak_mib():,.0f} MiB"
+    return f"{said}, cannot be resumed ({figures.not_kept})" if figures.not_kept else said
 
 
 def peak_mib() -> float:
     """The most memory that this process ever had, in MiB."""
-    return getrusage(RUSAGE_SELF).ru_maxrss / 1024
+    # Not `ru_maxrss`, which begins with what the parent process had.
+    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) / 1024

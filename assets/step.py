@@ -216,6 +216,7 @@ class Written:
         self, findings: list[Finding], *, asset: str | None = None, extra: Mapping[str, Any] | None = None
     ) -> dg.MaterializeResult:
         """The event of a run that makes one partition."""
+        self._refuse(findings)
         asset = asset or self.step.table.name
         return dg.MaterializeResult(
             asset_key=asset,
@@ -224,10 +225,23 @@ class Written:
             check_results=[check_result(asset, finding) for finding in findings],
         )
 
+    def _refuse(self, findings: list[Finding]) -> None:
+        """Record that rows broke a rule, so that no later run takes them for fresh."""
+        broken = [finding for finding in findings if not finding.passed]
+        if broken:
+            record = self.step._record(content=None, rows=len(self.rows), usage=Usage())
+            said = "; ".join(f"{finding.name}: {finding.said}" for finding in broken)
+            add_record(self.step._lake, {**record, "status": "failed", "error": f"failed checks: {said}"[:2000]})
+
     def event(
-        self, context: dg.AssetExecutionContext, layer: int, extra: Mapping[str, Any] | None = None
+        self,
+        context: dg.AssetExecutionContext,
+        layer: int,
+        findings: list[Finding],
+        extra: Mapping[str, Any] | None = None,
     ) -> dg.AssetMaterialization:
         """The event of one partition in a run that makes several, with its own data version."""
+        self._refuse(findings)
         name = self.step.table.name
         tags = {
             DATA_VERSION_TAG: self.content,

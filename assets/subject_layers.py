@@ -65,11 +65,12 @@ def define(project: Project) -> dg.AssetsDefinition:
             schema = {name: column for name, column in step.table.schema.items() if name != "run_id"}
             written = step.write(pl.DataFrame([row], schema=schema))
             extra = {"subject/fingerprint": fingerprints[layer], "subject/neurons": site.n_neurons}
-            findings.extend(check("subject_layers", written.rows))
+            found = check("subject_layers", written.rows)
+            findings.extend(found)
             if single:
-                yield written.result(findings, extra=extra)
+                yield written.result(found, extra=extra)
             else:
-                context.log_event(written.event(context, layer, extra))
+                context.log_event(written.event(context, layer, found, extra))
         if not single:
             yield from over_layers({"subject_layers": findings})
 

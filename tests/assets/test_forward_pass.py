@@ -125,6 +125,31 @@ def test_a_pass_that_was_killed_twice_goes_on_and_ends_with_the_same_bytes(home,
     assert partials.found(KEY, (0, 1)) == {}
 
 
+def test_a_pass_that_cannot_keep_anything_ends_all_the_same_and_says_so(home, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(forward_pass, "SHARD", 16)
+    monkeypatch.setattr(forward_pass, "KEEP_AFTER", 0.0)
+    (tmp_path / "file").touch()
+    said = []
+
+    found, figures = run(home, PartialFiles(tmp_path / "file"), said=said)
+
+    assert_same(found, whole)
+    assert "cannot be kept in" in figures.metadata()["data/not_kept"]
+    assert "cannot be resumed (" in said[-1][3]
+
+
+@pytest.mark.parametrize("swap", ["layers", "names"])
+def test_what_another_pass_kept_is_not_gone_on_from(home, whole, tmp_path, swap):
+    partials = PartialFiles(tmp_path)
+    kept = {"layers": [(0, whole[1]), (1, whole[0])], "names": [(layer, {"x": np.zeros(2)}) for layer in (0, 1)]}[swap]
+    partials.keep(KEY, kept)
+
+    found, figures = run(home, partials)
+
+    assert figures.resumed == 0
+    assert_same(found, whole)
+
+
 def test_progress_says_how_fast_how_long_and_how_much_memory(home, tmp_path):
     said = []
     _, figures = run(home, PartialFiles(tmp_path), said=said)

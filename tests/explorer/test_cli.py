@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from assets import activations
 from explorer import cli
 from explorer.cli import layer_range, main
+from pipeline.checks import Finding
 from pipeline.errors import SettingsError, SubjectError
 from pipeline.ports import Request
 from pipeline.tables import TABLES
@@ -268,6 +269,22 @@ def test_a_change_that_gives_the_same_text_costs_no_model_and_no_scores(copied):
 
 
 # What goes wrong
+
+
+def test_rows_that_break_a_rule_are_not_taken_for_fresh_by_the_next_run(copied, monkeypatch):
+    def broken(table, rows, **parents):
+        found = checked(table, rows, **parents)
+        return [Finding(found[0].name, passed=False, said="planted", numbers={}), *found[1:]]
+
+    checked = activations.check
+    monkeypatch.setattr(activations, "check", broken)
+    assert copied.type("run", "--layers", "1", "--seed", "5").exit_code != 0
+    failed = copied.not_fresh("--layers", "1", "--seed", "5")
+    assert all("planted" in failed[name, 1] for name in CAPTURED)
+
+    monkeypatch.undo()
+    assert copied.type("run", "--layers", "1", "--seed", "5").exit_code == 0
+    assert copied.not_fresh("--layers", "1", "--seed", "5") == {}
 
 
 def test_a_layer_that_fails_says_why_stops_no_other_and_is_made_by_the_next_run(empty, tmp_path, monkeypatch):

@@ -177,7 +177,7 @@ def tolerances(windows):
             )
     longest = max(map(len, windows))
     far = [(2 * np.abs(x).max()) ** power * longest * len(windows) / n for power in (1, 2, 3, 4)]
-    return 2.0**-22 * bounds / n + 2.0**-46 * np.array(far)
+    return 2.0**-20 * bounds / n + 2.0**-46 * np.array(far)
 
 
 @settings(max_examples=25)

@@ -1,0 +1,12 @@
+"""Benchmarks: how fast and how small, beside the goal and beside others, each run as `python -m benchmarks.NAME`.
+
+    capture.py       what capture costs, and what it leaves behind
+    figures.py       one measured figure, and how figures are printed
+    subjects.py      models with random weights, and texts for them
+    passes.py        a pass that only runs the model beside one that captures
+    peak_memory.py   the memory of one pass in a process of its own
+    peers/           other ways to the same activations
+    environments.py  what peers are installed in
+
+`RESULTS.md` keeps what was measured, where, and by which command.
+"""

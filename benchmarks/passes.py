@@ -1,0 +1,151 @@
+"""Passes over a corpus, side by side: one that only runs the model, and one that captures all its neurons.
+
+Both go through the same door (`SubjectModel.capture`) and end before the last output projection. They take turns batch
+by batch, each first every other time, so that what else the machine does weighs on both alike.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from assets.forward_pass import BATCH, strongest_on_probe
+from pipeline.capture import LayerCapture, Plan
+from pipeline.reduction import LayerReduction
+from resources.subject import HuggingFaceSubject
+
+if TYPE_CHECKING:
+    import torch
+
+PIECE = 64
+"""Windows in a batch on a CPU: what the subject runs at once there. On a GPU a batch is what the assets hand over."""
+
+Windows = NDArray[np.int64]
+
+
+@dataclass
+class Leg:
+    """Time spent on one side."""
+
+    wall: float = 0.0
+    """Seconds on the clock."""
+    cpu: float = 0.0
+    """Seconds of processor time, in all threads."""
+
+    @contextmanager
+    def timed(self, device: str) -> Iterator[None]:
+        """Add the time of what is done inside, on the device too."""
+        import torch
+
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        self.wall += time.perf_counter() - wall
+        self.cpu += time.process_time() - cpu
+
+
+@dataclass
+class SideBySide:
+    """Both sides over one corpus."""
+
+    tokens: int
+    bare: Leg = field(default_factory=Leg)
+    full: Leg = field(default_factory=Leg)
+    captured: list[tuple[int, int]] = field(default_factory=list)
+    """Each layer with the tokens that were captured of it. The captures themselves are dropped."""
+
+
+class Capturing:
+    """The subject with the reductions of some layers, one batch at a time. A context manager, for its threads."""
+
+    def __init__(self, subject: HuggingFaceSubject, plan: Plan, layers: Sequence[int]) -> None:
+        sites, probe = subject.layers(), strongest_on_probe(subject, layers)
+        self._subject, self._plan = subject, plan
+        self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+        self._reductions = {
+            layer: LayerReduction(
+                plan, layer=layer, signed=sites[layer].signed, seed=0, probe=probe[layer], pool=self._pool
+            )
+            for layer in layers
+        }
+
+    def __enter__(self) -> "Capturing":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def take(self, batch: Windows) -> None:
+        """Run these windows and reduce what their neurons do."""
+
+        def receive(layer: int, rows: slice, activations: "torch.Tensor") -> None:
+            self._reductions[layer].receive(batch[rows], activations)
+
+        run(self._subject, self._plan, list(self._reductions), batch, receive)
+
+    def results(self) -> Iterator[LayerCapture]:
+        """What was captured of each layer, one at a time, as the assets take it: only one is then there twice."""
+        for layer in list(self._reductions):
+            yield self._reductions.pop(layer).result()
+
+
+def side_by_side(subject: HuggingFaceSubject, plan: Plan, layers: Sequence[int]) -> SideBySide:
+    """Both passes over all windows of the plan. The full one begins with the probe and ends with the result."""
+    device = subject.device()
+    found = SideBySide(tokens=int(plan.lengths.sum()))
+    with found.full.timed(device):
+        capturing = Capturing(subject, plan, layers)
+
+    def bare(batch: Windows) -> None:
+        with found.bare.timed(device):
+            run(subject, plan, layers, batch, _nothing)
+
+    def full(batch: Windows) -> None:
+        with found.full.timed(device):
+            capturing.take(batch)
+
+    with capturing:
+        for turn, batch in enumerate(batches(plan, device)):
+            for side in (bare, full) if turn % 2 else (full, bare):
+                side(batch)
+        with found.full.timed(device):
+            for captured in capturing.results():
+                found.captured.append((captured.layer, captured.count))
+    return found
+
+
+def warm_up(subject: HuggingFaceSubject, plan: Plan, layers: Sequence[int]) -> None:
+    """Load the model, and compile every kernel, before anything is timed: one batch of the plan, both ways."""
+    batch = next(batches(plan, subject.device()))
+    run(subject, plan, layers, batch, _nothing)
+    with Capturing(subject, plan, layers) as capturing:
+        capturing.take(batch)
+        for _ in capturing.results():
+            pass
+
+
+def batches(plan: Plan, device: str) -> Iterator[Windows]:
+    """All windows of the plan."""
+    return plan.batches(np.arange(plan.n_windows), BATCH if device.startswith("cuda") else PIECE)
+
+
+def run(
+    subject: HuggingFaceSubject,
+    plan: Plan,
+    layers: Sequence[int],
+    batch: Windows,
+    receive: "Callable[[int, slice, torch.Tensor], None]",
+) -> None:
+    """Run a batch of windows through the subject."""
+    subject.capture([[plan.tokens[window].tolist() for window in batch]], layers, receive)
+
+
+def _nothing(_layer: int, _rows: slice, _activations: "torch.Tensor") -> None:
+    """Look at nothing and keep nothing."""
