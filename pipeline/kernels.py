@@ -38,6 +38,9 @@ HISTOGRAM_LOWEST = -12
 HISTOGRAM_STEPS = 48
 """Bins on each side of that one, two for each doubling, before the last, which takes all that is stronger."""
 
+_BINNED = 64
+"""Neurons whose bins fit a first-level cache."""
+
 _HISTOGRAM_BITS = (127 + HISTOGRAM_LOWEST) << 23
 
 
@@ -109,6 +112,39 @@ def _add(total: Array, part: Array) -> None:
 
 
 @_compiled
+def _middles(low: Array, high: Array, center: Array, unit: Array) -> None:
+    usual = True
+    for j in range(low.shape[0]):
+        center[j] = np.float32(0.5) * low[j] + np.float32(0.5) * high[j]
+        unit[j] = 1
+        # Neighbouring numbers have one of them for a middle.
+        reach = max(high[j] - center[j], center[j] - low[j])
+        usual &= (reach <= 1e6) & ((reach == 0) | (reach >= 1e-6))
+    if usual:
+        return
+    for j in range(low.shape[0]):
+        reach = max(high[j] - center[j], center[j] - low[j])
+        if (reach > 1e6 or 0 < reach < 1e-6) and np.isfinite(reach):
+            unit[j] = ldexp(1.0, -max(min(frexp(reach)[1], 120), -120))
+
+
+@_compiled
+def _about_zero(
+    tokens: float, center: Array, unit: Array, d1: Array, d2: Array, d3: Array, d4: Array,
+    s1: Array, s2: Array, s3: Array, s4: Array,
+) -> None:  # fmt: skip
+    for j in range(center.shape[0]):
+        a, back = np.float64(center[j]), 1.0 / np.float64(unit[j])
+        square = back * back
+        m1, m2, m3, m4 = d1[j] * back, d2[j] * square, d3[j] * square * back, d4[j] * square * square
+        a2 = a * a
+        s1[j] = m1 + tokens * a
+        s2[j] = m2 + 2 * a * m1 + tokens * a2
+        s3[j] = m3 + 3 * a * m2 + 3 * a2 * m1 + tokens * a2 * a
+        s4[j] = m4 + 4 * a * m3 + 6 * a2 * m2 + 4 * a2 * a * m1 + tokens * a2 * a2
+
+
+@_compiled
 def window_sums(
     x: Array, lengths: Array, start: int, stop: int, low: Array, high: Array, sums: Array, positive: Array
 ) -> None:
@@ -143,13 +179,7 @@ def window_sums(
                     x[w, min(t + 3, end), first:last],
                 )
                 _extremes(x[w, t, first:last], b, d, e, lo, hi)
-            for j in range(n):
-                c[j] = np.float32(0.5) * lo[j] + np.float32(0.5) * hi[j]
-                # The middle of two neighbouring floats is one of them.
-                reach = max(hi[j] - c[j], c[j] - lo[j])
-                u[j] = 1
-                if (reach > 1e6 or (0 < reach < 1e-6)) and np.isfinite(reach):
-                    u[j] = ldexp(1.0, -max(min(frexp(reach)[1], 120), -120))
+            _middles(lo, hi, c, u)
             whole[:, :n] = 0
             for block in range(0, lengths[w], TOKENS_PER_SUM):
                 part[:, :n] = 0
@@ -165,15 +195,10 @@ def window_sums(
                     _positive_in(x[w, t, first:last], p)
                 for power in range(4):
                     _add(whole[power, :n], part[power, :n])
-            tokens = float(lengths[w])
-            for j in range(n):
-                a, back = np.float64(c[j]), 1.0 / np.float64(u[j])
-                m1, m2 = whole[0, j] * back, whole[1, j] * back**2
-                m3, m4 = whole[2, j] * back**3, whole[3, j] * back**4
-                sums[0, w, first + j] = m1 + tokens * a
-                sums[1, w, first + j] = m2 + 2 * a * m1 + tokens * a**2
-                sums[2, w, first + j] = m3 + 3 * a * m2 + 3 * a**2 * m1 + tokens * a**3
-                sums[3, w, first + j] = m4 + 4 * a * m3 + 6 * a**2 * m2 + 4 * a**3 * m1 + tokens * a**4
+            _about_zero(
+                float(lengths[w]), c, u, whole[0, :n], whole[1, :n], whole[2, :n], whole[3, :n],
+                sums[0, w, first:last], sums[1, w, first:last], sums[2, w, first:last], sums[3, w, first:last],
+            )  # fmt: skip
         _add(positive[first:last], p)
 
 
@@ -403,22 +428,23 @@ def count_in_bins(bits: Array, lengths: Array, classes: Array, start: int, stop:
 
     `bits` is the batch (window, token, neuron) seen as int32: exponent and first bit of a float32 are the number of its bin.
     """
-    bins = np.empty(BLOCK, np.int32)
-    for first in range(start, stop, BLOCK):
-        n = min(BLOCK, stop - first)
+    bins = np.empty(_BINNED, np.uint32)
+    for first in range(start, stop, _BINNED):
+        n = min(_BINNED, stop - first)
+        last = first + n
         for w in range(bits.shape[0]):
             if classes[w] < 0:
                 continue
-            counts = histogram[classes[w]]
+            counts = histogram[classes[w], first:last]
             for t in range(lengths[w]):
-                row = bits[w, t, first : first + n]
+                row = bits[w, t, first:last]
                 for j in range(n):
                     size = row[j] & 0x7FFFFFFF
                     step = min((size - _HISTOGRAM_BITS) >> 22, HISTOGRAM_STEPS) + 1
                     step = step if size >= _HISTOGRAM_BITS else 0
                     bins[j] = HISTOGRAM_STEPS + 1 + (step if row[j] >= 0 else -step)
                 for j in range(n):
-                    counts[first + j, np.uint32(bins[j])] += 1
+                    counts[j, bins[j]] += 1
 
 
 @_compiled
