@@ -49,6 +49,9 @@ cli.main(["run"])
 """
 
 
+OF_A_SET = ("hashes.json", "layer-00.safetensors", "layer-01.safetensors")
+
+
 def run(home: Path, *, at_window: int = 0, at_file: int = 0) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("NEURONLEDGER_")}
     return subprocess.run(
@@ -102,12 +105,12 @@ def test_a_run_that_was_killed_in_a_shard_and_again_while_keeping_ends_as_if_it_
     home = project(tmp_path)
 
     assert run(home, at_window=40).returncode == -9
-    assert partial_files(home) == ["0002", "0002/layer-00.safetensors", "0002/layer-01.safetensors"]
+    assert partial_files(home) == ["0002", *(f"0002/{name}" for name in OF_A_SET)]
 
     # Two layers are kept after windows 48, 64 and 80: the fifth file is one of half a set.
     assert run(home, at_file=5).returncode == -9
     whole = [file for file in partial_files(home) if not file.startswith("new-")]
-    assert whole == ["0004", "0004/layer-00.safetensors", "0004/layer-01.safetensors"]
+    assert whole == ["0004", *(f"0004/{name}" for name in OF_A_SET)]
     assert len(partial_files(home)) == len(whole) + 2
 
     done = run(home)
