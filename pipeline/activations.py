@@ -173,7 +173,7 @@ def _strata(
             inside = (sample_of[at] == sample) & (records.peak >= lower[at, index]) & (records.peak < upper[at, index])
             pieces.append(_chosen(records, np.flatnonzero(inside)))
         candidates = _concatenated(pieces)
-        order = np.lexsort((capture.priorities_of(plan.ids[candidates.window], candidates.neuron), candidates.neuron))
+        order = np.lexsort((capture.priorities(plan.ids[candidates.window], candidates.neuron), candidates.neuron))
         drawn = _position_in_group(candidates.neuron[order]) < PER_STRATUM
         strata.append(_chosen(candidates, order[drawn]))
     return strata

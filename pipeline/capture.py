@@ -160,7 +160,9 @@ def plan(sequences: pl.DataFrame) -> Plan:
 def sample_levels(ids: NDArray[np.uint64]) -> NDArray[np.int8]:
     """Half the number of trailing zero bits of each id, so that one id in 4**j has level j or more."""
     lowest = ids & (~ids + np.uint64(1))
-    return np.asarray([(int(bit).bit_length() - 1) // 2 if bit else 31 for bit in lowest], dtype=np.int8)
+    # A power of two is exact as float64, and its exponent is the number of zeros.
+    zeros = np.frexp(lowest.astype(np.float64))[1] - 1
+    return np.where(ids == 0, 31, zeros // 2).astype(np.int8)
 
 
 def nested_levels(level: NDArray[np.int8], *, first: int = 1) -> list[int]:
@@ -331,9 +333,13 @@ class LayerCapture:
         groups = next(iter(self.strongest.values()))
         return [int(name) for name in groups if name.isdigit()]
 
+    @cached_property
+    def _level(self) -> NDArray[np.int8]:
+        return sample_levels(self.ids)
+
     def sample_size(self, level: int) -> int:
-        """Windows in a nested sample; of all for level 0."""
-        return int((sample_levels(self.ids) >= level).sum()) if level else len(self.ids)
+        """Windows in a nested sample; all of them for level 0."""
+        return int((self._level >= level).sum())
 
     def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Mean, and mean of (x - mean) to the powers 2, 3 and 4.
@@ -375,13 +381,8 @@ class LayerCapture:
             means[row] = sums * self.token_step / count
         return means
 
-    def priorities(self, ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """What decides a draw among windows (neuron, slot) of each neuron: the lowest is drawn first."""
-        numbers = random_numbers(ids, layer=self.layer, seed=self.seed)
-        return _mixed(numbers ^ neuron_numbers(self.n_neurons)[:, None])
-
-    def priorities_of(self, ids: NDArray[np.uint64], neurons: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """The same for pairs of a window and a neuron."""
+    def priorities(self, ids: NDArray[np.uint64], neurons: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """What decides a draw among windows, for pairs of a window and a neuron: the lowest is drawn first."""
         return _mixed(random_numbers(ids, layer=self.layer, seed=self.seed) ^ neuron_numbers(self.n_neurons)[neurons])
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -493,7 +494,9 @@ def _sample(part: LayerCapture, polarity: str, level: int) -> Slots:
 
 def _drawn(capture: LayerCapture, parts: Sequence[Slots]) -> Slots:
     slots = Slots.joined(parts)
-    priorities = np.where(slots.ids == EMPTY, EMPTY, capture.priorities(slots.ids))
+    priorities = np.where(
+        slots.ids == EMPTY, EMPTY, capture.priorities(slots.ids, np.arange(capture.n_neurons)[:, None])
+    )
     width = min(int((slots.ids != EMPTY).sum(axis=1).max(initial=0)), PER_SPLIT)
     return slots.ordered(np.argsort(priorities, axis=1, kind="stable")[:, :width])
 

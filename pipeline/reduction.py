@@ -106,9 +106,10 @@ class LayerReduction:
             SubjectError: an activation is NaN or infinite, or beyond all measure of the probe.
             CaptureError: a window came before.
         """
-        twice = self._read[windows] | (np.bincount(windows, minlength=self.plan.n_windows)[windows] > 1)
-        if twice.any():
-            raise CaptureError(f"window {windows[twice][0]} came twice to layer {self.layer}")
+        distinct, times = np.unique(windows, return_counts=True)
+        twice = distinct[self._read[distinct] | (times > 1)]
+        if len(twice):
+            raise CaptureError(f"window {twice[0]} came twice to layer {self.layer}")
         x = activations.numpy(force=True)
         for at in range(0, len(windows), _PIECE):
             piece = _Piece.of(self.plan, windows[at : at + _PIECE], x[at : at + _PIECE])

@@ -214,7 +214,7 @@ def test_a_stratum_is_a_draw_among_all_its_windows_in_one_sample(
 def fair_draw(capture, plan, members, neuron):
     """The sequence ids of the members that are drawn."""
     ids = plan.ids[members]
-    order = np.argsort(capture.priorities_of(ids, np.full(len(ids), neuron)))
+    order = np.argsort(capture.priorities(ids, np.full(len(ids), neuron)))
     return {f"{sequence_id:016x}" for sequence_id in ids[order[:PER_STRATUM]]}
 
 

@@ -326,8 +326,8 @@ def test_a_sample_is_as_large_as_the_windows_that_were_read_of_it(some_corpus, t
 def test_priorities_are_one_number_for_each_window_and_neuron(some_corpus, truth, captured):
     sequences = some_corpus(20)
     made, capture = captured(sequences, truth(sequences))
-    table = capture.priorities(np.tile(made.ids, (6, 1)))
+    table = capture.priorities(made.ids, np.arange(6)[:, None])
     pairs = [(window, neuron) for window in range(20) for neuron in range(6)]
     windows, neurons = np.array(pairs).T
-    assert np.array_equal(capture.priorities_of(made.ids[windows], neurons), table[neurons, windows])
+    assert np.array_equal(capture.priorities(made.ids[windows], neurons), table[neurons, windows])
     assert len(np.unique(table)) == 120
