@@ -4,6 +4,7 @@ The windows go through in shards. Now and then, between two shards, what was cap
 process, so that a pass that was killed goes on from there, with the same result to the bit.
 """
 
+import importlib.util
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,13 +24,16 @@ from pipeline.ports import Partials, Progress, SubjectModel
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.device_reduction import DeviceReduction
     from pipeline.reduction import LayerReduction
 
+    Reduction = LayerReduction | DeviceReduction
+
 SHARD = 1_024
-"""Windows that are captured, or lost in a crash, as one."""
+"""Windows that are captured, or lost in a crash, as one. A GPU is handed all of them at a time, and cuts them to fit."""
 
 BATCH = 256
-"""Windows handed to the subject at a time; it cuts them to fit its memory."""
+"""Windows handed to a subject on a CPU at a time, which tells more often how far it has come."""
 
 KEEP_AFTER = 120.0
 """Seconds of work that a crash may cost, besides the shard under way."""
@@ -43,6 +47,8 @@ class Figures:
     seconds: float = 0.0
     resumed: int = 0
     """Windows that an earlier, killed pass had already captured."""
+    reduced: str = ""
+    """Where activations were reduced: on the device that computed them, or on the CPU and why."""
     not_kept: str = ""
     """Why what was found so far could not be kept on the way, if so: a kill would then have cost all of it."""
 
@@ -53,6 +59,7 @@ class Figures:
             "time/tokens_per_second": self.tokens / self.seconds if self.seconds else 0.0,
             "memory/peak_mib": peak_mib(),
             "data/windows_resumed": self.resumed,
+            "data/reduced_on": self.reduced,
             **({"data/not_kept": self.not_kept} if self.not_kept else {}),
         }
 
@@ -83,11 +90,12 @@ def captured(
         done = np.isin(plan.ids, kept[layers[0]]["ids"]) if kept else np.zeros(plan.n_windows, dtype=bool)
         kept = {}
         figures.resumed = int(done.sum())
+        figures.reduced = "; ".join(worker.reduced for worker in workers)
         _streamed(workers, plan, done, save=lambda: _keep(partials, key, workers), progress=progress, figures=figures)
     for layer in layers:
         yield _result(workers, layer)
         for worker in workers:
-            del worker.reductions[layer]
+            worker.reductions.pop(layer)
     partials.drop(key)
 
 
@@ -96,7 +104,9 @@ class _Worker:
     """The subject on one device, with what it has found so far."""
 
     subject: SubjectModel
-    reductions: "dict[int, LayerReduction]"
+    reductions: "dict[int, Reduction]"
+    reduced: str
+    """Where it reduces activations."""
 
 
 def strongest_on_probe(subject: SubjectModel, layers: Sequence[int]) -> dict[int, NDArray[np.float32]]:
@@ -104,7 +114,7 @@ def strongest_on_probe(subject: SubjectModel, layers: Sequence[int]) -> dict[int
     found: dict[int, NDArray[np.float32]] = {}
 
     def receive(layer: int, _: slice, activations: "torch.Tensor") -> None:
-        strongest = activations.abs().amax(dim=(0, 1)).numpy(force=True)
+        strongest = activations.abs().amax(dim=(0, 1)).float().numpy(force=True)
         found[layer] = np.maximum(found[layer], strongest) if layer in found else strongest
 
     subject.capture([subject.probe()], layers, receive)
@@ -121,30 +131,62 @@ def _workers(
     pool: ThreadPoolExecutor,
 ) -> list[_Worker]:
     """A worker for each device of the subject; the first goes on from `start`, the arrays of captures."""
-    # Not at the top: whoever only reads the definitions needs neither torch nor compiled kernels.
-    from pipeline.reduction import LayerReduction
-
-    sites, subjects = subject.layers(), subject.workers()
+    subjects = subject.workers()
     # On each of them, so that all are loaded before the first works; the first one's answer stands for all.
     probe, *_ = [strongest_on_probe(one, layers) for one in subjects]
     return [
         _Worker(
             one,
-            {
-                layer: LayerReduction(
-                    plan,
-                    layer=layer,
-                    signed=sites[layer].signed,
-                    seed=seed,
-                    probe=probe[layer],
-                    start=LayerCapture.from_arrays(start[layer]) if one is subject and start else None,
-                    pool=pool,
-                )
-                for layer in layers
-            },
+            *reductions(one, plan, layers, seed=seed, probe=probe, start=start if one is subject else {}, pool=pool),
         )
         for one in subjects
     ]
+
+
+def reductions(
+    subject: SubjectModel,
+    plan: Plan,
+    layers: Sequence[int],
+    *,
+    seed: int,
+    probe: Mapping[int, NDArray[np.float32]],
+    start: Mapping[int, Mapping[str, NDArray[Any]]],
+    pool: ThreadPoolExecutor,
+) -> "tuple[dict[int, Reduction], str]":
+    """A reduction for each layer, on the subject's device if it can, and where that is in words.
+
+    `start` has the arrays of captures to go on from, or is empty.
+    """
+    # Not at the top: whoever only reads the definitions needs neither torch nor compiled kernels.
+    from pipeline.reduction import LayerReduction
+
+    def of(layer: int) -> dict[str, Any]:
+        known = LayerCapture.from_arrays(start[layer]) if start else None
+        return {"layer": layer, "signed": signed[layer], "seed": seed, "probe": probe[layer], "start": known}
+
+    device, signed = subject.device(), {site.layer: site.signed for site in subject.layers()}
+    if not device.startswith("cuda"):
+        return {layer: LayerReduction(plan, **of(layer), pool=pool) for layer in layers}, "cpu"
+    if (reason := _no_kernels(device)) is not None:
+        return {layer: LayerReduction(plan, **of(layer), pool=pool) for layer in layers}, f"cpu, since {reason}"
+    from pipeline.device_reduction import DeviceReduction, TextsOnDevice
+
+    texts = TextsOnDevice(plan, device)
+    return {layer: DeviceReduction(texts, **of(layer)) for layer in layers}, device
+
+
+def _no_kernels(device: str) -> str | None:
+    """Why kernels cannot be compiled for a GPU, if so; the reduction on a CPU then does the same, slower."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    from pipeline.device_reduction import try_out
+
+    return try_out(device)
+
+
+def batch_size(device: str) -> int:
+    """Windows handed to a subject on this device at a time."""
+    return SHARD if device.startswith("cuda") else BATCH
 
 
 def _streamed(
@@ -157,7 +199,7 @@ def _streamed(
     figures: Figures,
 ) -> None:
     """Run every window that is not `done` through the subject, a shard on each device at a time."""
-    left = np.flatnonzero(~done)
+    left, size = np.flatnonzero(~done), batch_size(workers[0].subject.device())
     total = int(plan.lengths[left].sum())
     started = kept_at = time.monotonic()
     one_at_a_time = Lock()
@@ -167,7 +209,7 @@ def _streamed(
 
         def batches() -> Iterator[list[list[int]]]:
             nonlocal batch
-            for batch in plan.batches(shard, BATCH):
+            for batch in plan.batches(shard, size):
                 yield [plan.tokens[window].tolist() for window in batch]
                 with one_at_a_time:
                     figures.tokens += int(plan.lengths[batch].sum())

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -31,8 +32,10 @@ from pipeline.activations import statistics as neuron_statistics
 from pipeline.associations import associations
 from pipeline.capture import LayerCapture, Plan, merge, plan
 from pipeline.tables import TABLES
-from resources.delta import DeltaLake
 from resources.subject import HuggingFaceSubject
+
+if TYPE_CHECKING:
+    from resources.delta import DeltaLake
 
 PARTS = ("ratio", "growth", "lake", "memory")
 
@@ -198,6 +201,8 @@ def _merge_seconds(halves: list[LayerCapture]) -> float:
 
 def lake(shape: str, model: Path, size: int, folder: Path) -> Iterator[Figure]:
     """What all layers take in a lake, and how long the records of one neuron take to read."""
+    from resources.delta import DeltaLake
+
     subject = subjects.subject(shape, model, device="cpu")
     sequences = subjects.windows(shape, size)
     planned = plan(sequences)
@@ -264,7 +269,7 @@ def tables_of(
 
 
 def _read_milliseconds(
-    store: DeltaLake, folder: Path, neurons: Sequence[tuple[int, int]]
+    store: "DeltaLake", folder: Path, neurons: Sequence[tuple[int, int]]
 ) -> tuple[list[float], list[float]]:
     """Each neuron's records read through the lake, and from the files of its layer."""
     through, raw = [], []

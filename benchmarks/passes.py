@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from assets.forward_pass import BATCH, strongest_on_probe
+from assets.forward_pass import batch_size, reductions, strongest_on_probe
 from pipeline.capture import LayerCapture, Plan
-from pipeline.reduction import LayerReduction
 from resources.subject import HuggingFaceSubject
 
 if TYPE_CHECKING:
@@ -66,15 +65,12 @@ class Capturing:
     """The subject with the reductions of some layers, one batch at a time. A context manager, for its threads."""
 
     def __init__(self, subject: HuggingFaceSubject, plan: Plan, layers: Sequence[int]) -> None:
-        sites, probe = subject.layers(), strongest_on_probe(subject, layers)
         self._subject, self._plan = subject, plan
         self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
-        self._reductions = {
-            layer: LayerReduction(
-                plan, layer=layer, signed=sites[layer].signed, seed=0, probe=probe[layer], pool=self._pool
-            )
-            for layer in layers
-        }
+        probe = strongest_on_probe(subject, layers)
+        self._reductions, self.reduced = reductions(
+            subject, plan, layers, seed=0, probe=probe, start={}, pool=self._pool
+        )
 
     def __enter__(self) -> "Capturing":
         return self
@@ -133,7 +129,7 @@ def warm_up(subject: HuggingFaceSubject, plan: Plan, layers: Sequence[int]) -> N
 
 def batches(plan: Plan, device: str) -> Iterator[Windows]:
     """All windows of the plan."""
-    return plan.batches(np.arange(plan.n_windows), BATCH if device.startswith("cuda") else PIECE)
+    return plan.batches(np.arange(plan.n_windows), batch_size(device) if device.startswith("cuda") else PIECE)
 
 
 def run(

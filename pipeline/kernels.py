@@ -312,6 +312,7 @@ def offer(
     (group, neuron) int32 is the slot that goes next, and `bars` (group, neuron) float32 the peak that it has, minus
     infinity while one is empty. The peak of a window is the maximum of `sign * x`; of equal ones the lower window stays.
     """
+    zero = np.float32(0)
     candidates = np.empty(stop - start, np.int32)
     buffer = np.empty((stop - start, x.shape[1]), np.float32)
     rounded = np.empty(x.shape[1], np.int16)
@@ -320,7 +321,8 @@ def offer(
         mine = np.flatnonzero(groups[w])
         count = 0
         for j in range(start, stop):
-            peak = high[w, j] if sign > 0 else -low[w, j]
+            # Which of two zeros came first must not show.
+            peak = high[w, j] + zero if sign > 0 else zero - low[w, j]
             for g in mine:
                 if peak >= bars[g, j] and _goes_in(peak, window, weakest[g, j], bars[g, j], kept[j]):
                     candidates[count] = j
@@ -329,7 +331,7 @@ def offer(
         _gather(x, w, length, candidates, count, buffer)
         for place in range(count):
             j = candidates[place]
-            peak = high[w, j] if sign > 0 else -low[w, j]
+            peak = high[w, j] + zero if sign > 0 else zero - low[w, j]
             exponent = _to_steps(buffer[place, :length], low[w, j], high[w, j], rounded)
             for g in mine:
                 slot = weakest[g, j]
@@ -382,7 +384,7 @@ def keep_drawn(
         for pair in range(first, last):
             j, slot = neurons[pair], slots[pair]
             kept[j, slot] = windows[w]
-            peaks[j, slot] = high[w, j]
+            peaks[j, slot] = high[w, j] + np.float32(0)
             exponents[j, slot] = _to_steps(buffer[pair - first, :length], low[w, j], high[w, j], steps[j, slot])
 
 

@@ -129,11 +129,11 @@ class SubjectModel(Protocol):
         """Run batches of token-id windows once, and hand over what the neurons did.
 
         The windows of one batch are equally long. Each is handed over once for each of `layers`, together with as many
-        of its neighbours as memory allows: `receive(layer, rows, activations)` gets float32 activations of shape
-        (sequence, token, neuron), units of the neuron, of the windows `rows` of the batch that was asked for last. The
-        model's special tokens are added for the pass and cut off before `receive`. The tensor is only valid during
-        the call. The pass stops after the last of `layers`. The next batch is asked for when all of this one was
-        handed over.
+        of its neighbours as memory allows: `receive(layer, rows, activations)` gets activations of shape (sequence,
+        token, neuron), units of the neuron, of the windows `rows` of the batch that was asked for last. They lie on the
+        device, in a number format that float32 holds exactly. The model's special tokens are added for the pass and
+        cut off before `receive`. The tensor is only valid during the call. The pass stops after the last of `layers`.
+        The next batch is asked for when all of this one was handed over.
 
         A piece for which memory ran out, in the pass or in `receive`, is cut in halves and run again, and only layers
         that have not had it yet get it; `receive` must leave nothing behind when it raises.

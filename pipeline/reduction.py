@@ -87,8 +87,8 @@ class LayerReduction:
             for polarity in (("+", "-") if signed else ("+",))
         }
         length = int(plan.lengths.max(initial=0))
-        groups = {"top": TOP, **dict.fromkeys(SPLITS, PER_SPLIT), **dict.fromkeys(map(str, plan.levels), PER_SAMPLE)}
-        self._groups = np.stack([_members(plan, name) for name in groups], axis=1)
+        groups = groups_of(plan)
+        self._groups = np.stack([members(plan, name) for name in groups], axis=1)
         self._strongest = {
             polarity: _Strongest(groups, n, length, sign=1 if polarity == "+" else -1) for polarity in self._maxima
         }
@@ -98,7 +98,7 @@ class LayerReduction:
             self._continue(start)
 
     def receive(self, windows: NDArray[np.int64], activations: "torch.Tensor") -> None:
-        """Take in a batch: the windows, and their activations (window, token, neuron) in float32.
+        """Take in a batch: the windows, and their activations (window, token, neuron), which float32 holds exactly.
 
         Positions past the end of a window are not looked at.
 
@@ -110,7 +110,7 @@ class LayerReduction:
         twice = distinct[self._read[distinct] | (times > 1)]
         if len(twice):
             raise CaptureError(f"window {twice[0]} came twice to layer {self.layer}")
-        x = activations.numpy(force=True)
+        x = activations.float().numpy(force=True)
         for at in range(0, len(windows), _PIECE):
             piece = _Piece.of(self.plan, windows[at : at + _PIECE], x[at : at + _PIECE])
             self._share(piece.measure)
@@ -120,7 +120,8 @@ class LayerReduction:
             self._share(partial(self._take, piece))
             early = piece.windows < MAXIMA
             for polarity, maxima in self._maxima.items():
-                maxima[piece.windows[early]] = piece.high[early] if polarity == "+" else -piece.low[early]
+                zero = np.float32(0)  # of either sign becomes the same
+                maxima[piece.windows[early]] = piece.high[early] + zero if polarity == "+" else zero - piece.low[early]
         self._read[windows] = True
 
     def result(self) -> LayerCapture:
@@ -188,22 +189,10 @@ class LayerReduction:
 
     def _continue(self, start: LayerCapture) -> None:
         """Take over everything from a capture of some windows of the same plan."""
-        names = {polarity: kept.names for polarity, kept in self._strongest.items()}
-        kept = {polarity: list(groups) for polarity, groups in start.strongest.items()}
-        same = (start.layer, start.signed, start.seed) == (self.layer, self.signed, self._seed)
-        lookup, step = self._tokens.lookup, self._tokens.step
-        if (
-            not same
-            or names != kept
-            or not np.isin(start.ids, self.plan.ids).all()
-            or start.histogram_level != self.plan.histogram_level
-            or not np.array_equal(start.maxima_ids, np.intersect1d(start.ids, self.plan.ids[:MAXIMA]))
-            or not np.array_equal(start.lookup, lookup)
-            or not np.array_equal(start.token_step, step)
-        ):
-            raise CaptureError(
-                f"the capture to go on from is not of this model, text and seed; remove it (layer {start.layer})"
-            )
+        check_start(
+            start, self.plan, layer=self.layer, signed=self.signed, seed=self._seed,
+            lookup=self._tokens.lookup, step=self._tokens.step,
+        )  # fmt: skip
         self._read[np.searchsorted(self.plan.ids, start.ids)] = True
         self._parts[:], self._exponents[:] = start.sums.parts, start.sums.exponents
         self._minimum[:], self._maximum[:] = start.minimum, start.maximum
@@ -361,7 +350,42 @@ class _Random(_Kept):
             self.steps[neuron, slot, : slots.steps.shape[2]] = slots.steps[neuron, column]
 
 
-def _members(plan: Plan, group: str) -> NDArray[np.bool_]:
+def check_start(
+    start: LayerCapture,
+    plan: Plan,
+    *,
+    layer: int,
+    signed: bool,
+    seed: int,
+    lookup: NDArray[np.int32],
+    step: NDArray[np.float64],
+) -> None:
+    """See that a capture to go on from is of this layer, plan, lookup table and step of its sums.
+
+    Raises:
+        CaptureError: it is of something else.
+    """
+    kept = [list(groups) for groups in start.strongest.values()]
+    if (
+        (start.layer, start.signed, start.seed) != (layer, signed, seed)
+        or kept != [list(groups_of(plan))] * (2 if signed else 1)
+        or not np.isin(start.ids, plan.ids).all()
+        or start.histogram_level != plan.histogram_level
+        or not np.array_equal(start.maxima_ids, np.intersect1d(start.ids, plan.ids[:MAXIMA]))
+        or not np.array_equal(start.lookup, lookup)
+        or not np.array_equal(start.token_step, step)
+    ):
+        raise CaptureError(
+            f"the capture to go on from is not of this model, text and seed; remove it (layer {start.layer})"
+        )
+
+
+def groups_of(plan: Plan) -> dict[str, int]:
+    """The groups of the strongest, and how many windows of a neuron each has place for."""
+    return {"top": TOP, **dict.fromkeys(SPLITS, PER_SPLIT), **dict.fromkeys(map(str, plan.levels), PER_SAMPLE)}
+
+
+def members(plan: Plan, group: str) -> NDArray[np.bool_]:
     """Which windows belong to a group of the strongest."""
     if group == "top":
         return np.ones(plan.n_windows, dtype=bool)

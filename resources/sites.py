@@ -64,13 +64,11 @@ class Site:
         return None
 
     def values(self, anatomy: Anatomy, layer: int, found: "torch.Tensor") -> "torch.Tensor":  # noqa: ARG002
-        """The neurons' values, float32 (sequence, token, neuron).
+        """The neurons' values (sequence, token, neuron), in the number format of the model or in float32.
 
         `found` is what passed at the place, (sequence, token, axis), in the number format of the model.
         """
-        import torch
-
-        return found.to(torch.float32)
+        return found
 
     def writing(self, layer: int) -> np.ndarray | None:  # noqa: ARG002 (others depend on it)
         """What each neuron writes to the stream, float32 (neuron, width), where the site alone decides that."""

@@ -179,7 +179,9 @@ class HuggingFaceSubject:
         layers: Sequence[int],
         receive: "Callable[[int, slice, torch.Tensor], None]",
     ) -> None:
-        """Run batches of equally long token-id windows once; `receive` gets float32 (sequence, token, neuron).
+        """Run batches of equally long token-id windows once; `receive` gets (sequence, token, neuron).
+
+        Activations are handed over in the model's number format; those of other sites than neurons may be float32.
 
         Windows are padded on the right, so that learned positions stay right, to a multiple of 16 tokens. A batch goes
         through in pieces that fit the memory. When memory runs out, in the pass or in `receive`, the piece is halved

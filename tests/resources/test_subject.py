@@ -152,11 +152,13 @@ def test_an_error_of_the_receiver_passes_unchanged_and_leaves_no_hook(folder_of:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_other_number_formats_are_handed_over_as_float32(dtype: str, folder_of: Callable[[str], Path]) -> None:
+def test_other_number_formats_are_handed_over_as_they_are(dtype: str, folder_of: Callable[[str], Path]) -> None:
     folder = str(folder_of("gpt2"))
+    formats = set()
+    HuggingFaceSubject(folder, dtype=dtype).capture([[[40, 41, 42]]], [1], lambda _l, _r, x: formats.add(x.dtype))
+    assert formats == {getattr(torch, dtype)}
     found = captured(HuggingFaceSubject(folder, dtype=dtype), [[40, 41, 42]], [1])[1]
     exact = captured(HuggingFaceSubject(folder), [[40, 41, 42]], [1])[1]
-    assert found.dtype == np.float32
     np.testing.assert_allclose(found, exact, atol=0.1)
     assert HuggingFaceSubject(folder, dtype=dtype).fingerprints() != HuggingFaceSubject(folder).fingerprints()
 

@@ -132,7 +132,7 @@ def captured(subject: HuggingFaceSubject, windows: list[list[int]], layers: list
     def receive(layer: int, rows: slice, activations: torch.Tensor) -> None:
         for row in range(rows.start, rows.stop):
             assert row not in parts[layer], "a window came twice"
-            parts[layer][row] = activations[row - rows.start].numpy().copy()
+            parts[layer][row] = activations[row - rows.start].float().numpy().copy()
 
     subject.capture([windows], layers, receive)
     return {layer: np.stack([found[row] for row in range(len(windows))]) for layer, found in parts.items()}

@@ -1,0 +1,445 @@
+"""Device kernels: the inner loops of capture on a GPU (Triton), over activations that never leave it.
+
+They do what `pipeline.kernels` does, addition by addition in the same order, so that activations give the same capture
+to the bit on either side. A program takes a block of neurons; neurons lie next to each other in memory.
+
+    window_sums     extremes and power sums of each window, added exactly over a chunk of windows
+    add_chunks      the chunks' sums, into those of the layer
+    offer           windows to the slots of the strongest ones
+    keep            activations of the windows that are in the slots since this piece
+    add_tokens      activations to the sums of their tokens
+    count_in_bins   activations into the histogram
+
+What differs from piece to piece is not specialised, so that nothing is compiled anew in the middle of a pass.
+
+Triton comes with torch's CUDA builds. `TRITON_INTERPRET=1` runs the same code on a CPU, slowly, as the tests do.
+"""
+
+import triton
+import triton.language as tl
+
+from pipeline.capture import SPACING, VECTOR_BITS
+from pipeline.kernels import HISTOGRAM_LOWEST, HISTOGRAM_STEPS, TOKENS_PER_SUM
+
+EMPTY_KEY = -(2**63)
+"""In place of a key: a slot that no window has filled yet."""
+
+WINDOW_MASK = 2**31 - 1
+"""The lower bits of a key hold this less the window, so that of equal peaks the earlier window has the larger key."""
+
+_SPACING = tl.constexpr(SPACING)
+_FINER = tl.constexpr(2.0**-SPACING)
+_VECTOR_BITS = tl.constexpr(VECTOR_BITS)
+_TOKENS_PER_SUM = tl.constexpr(TOKENS_PER_SUM)
+_EMPTY_KEY = tl.constexpr(EMPTY_KEY)
+_WINDOW_MASK = tl.constexpr(WINDOW_MASK)
+_HISTOGRAM_BITS = tl.constexpr((127 + HISTOGRAM_LOWEST) << 23)
+_HISTOGRAM_STEPS = tl.constexpr(HISTOGRAM_STEPS)
+_MOST = tl.constexpr(2**63 - 1)
+
+
+@triton.jit
+def _exponent(value):
+    """What frexp calls the exponent, of float64 that are not subnormal; -1022 for zero."""
+    return ((value.to(tl.int64, bitcast=True) >> 52) & 0x7FF).to(tl.int32) - 1022
+
+
+@triton.jit
+def _power_of_two(exponent):
+    """2.0**exponent as float64."""
+    return ((exponent.to(tl.int64) + 1023) << 52).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def _small_power_of_two(exponent):
+    """2.0**exponent as float32."""
+    return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _rounded(value):
+    """float64 below 2**51 to whole numbers, halves to even."""
+    return (value + 6755399441055744.0) - 6755399441055744.0
+
+
+@triton.jit
+def _raised(parts0, parts1, parts2, by):
+    """The parts of exact sums at an exponent that is larger by `by` steps; what falls off the lower end is dropped."""
+    two = tl.where(by == 0, parts2, tl.where(by == 1, parts1, tl.where(by == 2, parts0, 0.0)))
+    one = tl.where(by == 0, parts1, tl.where(by == 1, parts0, 0.0))
+    return tl.where(by == 0, parts0, 0.0), one, two
+
+
+@triton.jit
+def _added(parts0, parts1, parts2, exponent, value):
+    """Exact sums with one more term; see `pipeline.kernels.add_exactly`."""
+    size = _exponent(tl.abs(value))
+    # Shifted up, because whole numbers divide towards zero here.
+    needed = (size + 1 + 64 * _SPACING + _SPACING - 1) // _SPACING * _SPACING - 64 * _SPACING
+    needed = tl.where(size >= exponent, needed, exponent)
+    parts0, parts1, parts2 = _raised(parts0, parts1, parts2, (needed - exponent) // _SPACING)
+    base = 1.5 * _power_of_two(52 + needed - _SPACING)
+    part = (value + base) - base
+    parts0 += part
+    value -= part
+    finer = base * _FINER
+    part = (value + finer) - finer
+    parts1 += part
+    value -= part
+    finest = finer * _FINER
+    parts2 += (value + finest) - finest
+    return parts0, parts1, parts2, needed
+
+
+@triton.jit
+def _put(parts, exponents, at, stride, parts0, parts1, parts2, exponent, mask):
+    tl.store(parts + 3 * at, parts0, mask=mask)
+    tl.store(parts + 3 * at + stride, parts1, mask=mask)
+    tl.store(parts + 3 * at + 2 * stride, parts2, mask=mask)
+    tl.store(exponents + at, exponent, mask=mask)
+
+
+@triton.jit(do_not_specialize=["n_windows", "most_steps"])
+def window_sums(
+    x,
+    window_stride,
+    token_stride,
+    lengths,
+    is_open,
+    n_windows,
+    n_neurons,
+    per_unit,
+    most_steps,
+    low,
+    high,
+    parts,
+    exponents,
+    positive,
+    faults,
+    alarm,
+    lowest: tl.constexpr,
+    chunk: tl.constexpr,
+    block: tl.constexpr,
+):
+    """Extremes of each window, and sums of the powers 1 to 4 over a chunk of windows.
+
+    `x` is (window, token, neuron) with neurons side by side; `lengths` and `is_open` (window,) int32. Fills `low` and
+    `high` (window, neuron) float32, and for each chunk `parts` (chunk, 5, 3, neuron) float64, `exponents` (chunk, 5,
+    neuron) and `positive` (chunk, neuron) int32. The fifth sum is the first power over open windows. Sets `faults`
+    (2, neuron) int8 where a sum is not finite, and where an activation of an open window, times `per_unit` (neuron,)
+    float32, is beyond `most_steps`; then `alarm` (1,) int32 is set too.
+    """
+    column = tl.program_id(0) * block + tl.arange(0, block)
+    inside = column < n_neurons
+    first = tl.program_id(1) * chunk
+    nothing = tl.zeros((block,), tl.float64)
+    bottom = tl.zeros((block,), tl.int32) + lowest
+    a0, a1, a2, a = nothing, nothing, nothing, bottom
+    b0, b1, b2, b = nothing, nothing, nothing, bottom
+    c0, c1, c2, c = nothing, nothing, nothing, bottom
+    d0, d1, d2, d = nothing, nothing, nothing, bottom
+    o0, o1, o2, o = nothing, nothing, nothing, bottom
+    count = tl.zeros((block,), tl.int32)
+    not_finite, too_strong = column < 0, column < 0
+    steps = tl.load(per_unit + column, mask=inside, other=0.0).to(tl.float64)
+    for w in range(first, tl.minimum(first + chunk, n_windows)):
+        length = tl.load(lengths + w)
+        wide = tl.zeros((block,), tl.int64) + w
+        row = x + wide * window_stride + column
+        end = length - 1
+        lo = tl.load(row, mask=inside, other=0.0).to(tl.float32)
+        hi = lo
+        for t in range(0, length, 4):
+            # Past the end the last token comes again, which changes no extreme.
+            x0 = tl.load(row + t * token_stride, mask=inside, other=0.0).to(tl.float32)
+            x1 = tl.load(row + tl.minimum(t + 1, end) * token_stride, mask=inside, other=0.0).to(tl.float32)
+            x2 = tl.load(row + tl.minimum(t + 2, end) * token_stride, mask=inside, other=0.0).to(tl.float32)
+            x3 = tl.load(row + tl.minimum(t + 3, end) * token_stride, mask=inside, other=0.0).to(tl.float32)
+            one, two = tl.where(x0 < x1, x0, x1), tl.where(x2 < x3, x2, x3)
+            one = tl.where(one < two, one, two)
+            lo = tl.where(one < lo, one, lo)
+            one, two = tl.where(x0 > x1, x0, x1), tl.where(x2 > x3, x2, x3)
+            one = tl.where(one > two, one, two)
+            hi = tl.where(one > hi, one, hi)
+        at = wide * n_neurons + column
+        tl.store(low + at, lo, mask=inside)
+        tl.store(high + at, hi, mask=inside)
+        center = 0.5 * lo + 0.5 * hi
+        up, down = hi - center, center - lo
+        reach = tl.where(up > down, up, down)
+        unusual = ((reach > 1e6) | ((reach > 0) & (reach < 1e-6))) & (reach - reach == 0)
+        size = tl.maximum(tl.minimum(_exponent(reach.to(tl.float64)), 120), -120)
+        unit = tl.where(unusual, _small_power_of_two(-size), 1.0)
+        whole1, whole2, whole3, whole4 = nothing, nothing, nothing, nothing
+        for start in range(0, length, _TOKENS_PER_SUM):
+            stop = tl.minimum(start + _TOKENS_PER_SUM, length)
+            fours = start + (stop - start) // 4 * 4
+            s1, s2 = tl.zeros((block,), tl.float32), tl.zeros((block,), tl.float32)
+            s3, s4 = tl.zeros((block,), tl.float32), tl.zeros((block,), tl.float32)
+            for t in range(start, fours, 4):
+                x0 = tl.load(row + t * token_stride, mask=inside, other=0.0).to(tl.float32)
+                x1 = tl.load(row + (t + 1) * token_stride, mask=inside, other=0.0).to(tl.float32)
+                x2 = tl.load(row + (t + 2) * token_stride, mask=inside, other=0.0).to(tl.float32)
+                x3 = tl.load(row + (t + 3) * token_stride, mask=inside, other=0.0).to(tl.float32)
+                count += (x0 > 0).to(tl.int32) + (x1 > 0).to(tl.int32) + (x2 > 0).to(tl.int32) + (x3 > 0).to(tl.int32)
+                x0, x1 = (x0 - center) * unit, (x1 - center) * unit
+                x2, x3 = (x2 - center) * unit, (x3 - center) * unit
+                q0, q1, q2, q3 = x0 * x0, x1 * x1, x2 * x2, x3 * x3
+                s1 += (x0 + x1) + (x2 + x3)
+                s2 += (q0 + q1) + (q2 + q3)
+                s3 += (x0 * q0 + x1 * q1) + (x2 * q2 + x3 * q3)
+                s4 += (q0 * q0 + q1 * q1) + (q2 * q2 + q3 * q3)
+            for t in range(fours, stop):
+                x0 = tl.load(row + t * token_stride, mask=inside, other=0.0).to(tl.float32)
+                count += (x0 > 0).to(tl.int32)
+                x0 = (x0 - center) * unit
+                q0 = x0 * x0
+                s1 += x0
+                s2 += q0
+                s3 += x0 * q0
+                s4 += q0 * q0
+            whole1 += s1.to(tl.float64)
+            whole2 += s2.to(tl.float64)
+            whole3 += s3.to(tl.float64)
+            whole4 += s4.to(tl.float64)
+        # From the middle of the window's range to zero.
+        tokens = length.to(tl.float64)
+        middle = center.to(tl.float64)
+        back = 1.0 / unit.to(tl.float64)
+        square = back * back
+        m1, m2, m3, m4 = whole1 * back, whole2 * square, whole3 * square * back, whole4 * square * square
+        middle2 = middle * middle
+        p1 = m1 + tokens * middle
+        p2 = m2 + 2 * middle * m1 + tokens * middle2
+        p3 = m3 + 3 * middle * m2 + 3 * middle2 * m1 + tokens * middle2 * middle
+        p4 = m4 + 4 * middle * m3 + 6 * middle2 * m2 + 4 * middle2 * middle * m1 + tokens * middle2 * middle2
+        a0, a1, a2, a = _added(a0, a1, a2, a, p1)
+        b0, b1, b2, b = _added(b0, b1, b2, b, p2)
+        c0, c1, c2, c = _added(c0, c1, c2, c, p3)
+        d0, d1, d2, d = _added(d0, d1, d2, d, p4)
+        is_seen = tl.load(is_open + w) > 0
+        o0, o1, o2, o = _added(o0, o1, o2, o, tl.where(is_seen, p1, 0.0))
+        not_finite = not_finite | (p1 - p1 != 0)
+        strongest = tl.where(tl.abs(lo) > tl.abs(hi), tl.abs(lo), tl.abs(hi)).to(tl.float64) * steps
+        too_strong = too_strong | (tl.where(is_seen, strongest, 0.0) >= most_steps)
+    at = tl.program_id(1).to(tl.int64) * 5 * n_neurons
+    # Of each sum three parts lie one after the other, where its exponent lies alone.
+    parts += 3 * at + column
+    exponents += at + column
+    _put(parts, exponents, 0 * n_neurons, n_neurons, a0, a1, a2, a, inside)
+    _put(parts, exponents, 1 * n_neurons, n_neurons, b0, b1, b2, b, inside)
+    _put(parts, exponents, 2 * n_neurons, n_neurons, c0, c1, c2, c, inside)
+    _put(parts, exponents, 3 * n_neurons, n_neurons, d0, d1, d2, d, inside)
+    _put(parts, exponents, 4 * n_neurons, n_neurons, o0, o1, o2, o, inside)
+    tl.store(positive + tl.program_id(1) * n_neurons + column, count, mask=inside)
+    if tl.max(((not_finite | too_strong) & inside).to(tl.int32), axis=0) > 0:
+        tl.store(faults + column, 1, mask=inside & not_finite)
+        tl.store(faults + n_neurons + column, 1, mask=inside & too_strong)
+        tl.store(alarm, 1)
+
+
+@triton.jit(do_not_specialize=["n_chunks"])
+def add_chunks(chunk_parts, chunk_exponents, n_chunks, n_neurons, parts, exponents, block: tl.constexpr):
+    """Add the exact sums of all chunks to `parts` (5, 3, neuron) with `exponents` (5, neuron)."""
+    column = tl.program_id(0) * block + tl.arange(0, block)
+    inside = column < n_neurons
+    index = tl.program_id(1)
+    place = index * n_neurons + column
+    parts += 3 * index * n_neurons + column
+    exponent = tl.load(exponents + place, mask=inside, other=0)
+    p0 = tl.load(parts, mask=inside, other=0.0)
+    p1 = tl.load(parts + n_neurons, mask=inside, other=0.0)
+    p2 = tl.load(parts + 2 * n_neurons, mask=inside, other=0.0)
+    for chunk in range(n_chunks):
+        at = (tl.zeros((block,), tl.int64) + chunk * 5 + index) * n_neurons
+        other = tl.load(chunk_exponents + at + column, mask=inside, other=0)
+        q0 = tl.load(chunk_parts + 3 * at + column, mask=inside, other=0.0)
+        q1 = tl.load(chunk_parts + 3 * at + column + n_neurons, mask=inside, other=0.0)
+        q2 = tl.load(chunk_parts + 3 * at + column + 2 * n_neurons, mask=inside, other=0.0)
+        both = tl.maximum(exponent, other)
+        p0, p1, p2 = _raised(p0, p1, p2, (both - exponent) // _SPACING)
+        q0, q1, q2 = _raised(q0, q1, q2, (both - other) // _SPACING)
+        p0, p1, p2, exponent = p0 + q0, p1 + q1, p2 + q2, both
+    tl.store(parts, p0, mask=inside)
+    tl.store(parts + n_neurons, p1, mask=inside)
+    tl.store(parts + 2 * n_neurons, p2, mask=inside)
+    tl.store(exponents + place, exponent, mask=inside)
+
+
+@triton.jit(do_not_specialize=["n_windows"])
+def offer(
+    extremes,
+    windows,
+    groups,
+    starts,
+    n_windows,
+    n_neurons,
+    n_slots,
+    keys,
+    sign: tl.constexpr,
+    block: tl.constexpr,
+    width: tl.constexpr,
+    tile: tl.constexpr,
+):
+    """Offer windows to the slots of the strongest ones: a program for a block of neurons and a group of slots.
+
+    `extremes` (window, neuron) float32 are maxima for sign 1 and minima for sign -1. `windows` (window,) int32 are the
+    windows' numbers and `groups` (window,) int32 their groups, a bit each; group g has the slots `starts[g]` to
+    `starts[g + 1]`, at most `width`, of each neuron in `keys` (neuron, slot) int64. A key is the peak in a form that
+    sorts as whole numbers do, above WINDOW_MASK less the window.
+    """
+    neuron = tl.program_id(0) * block + tl.arange(0, block)
+    group = tl.program_id(1)
+    slot = tl.load(starts + group) + tl.arange(0, width)
+    exists = (neuron < n_neurons)[:, None] & (slot < tl.load(starts + group + 1))[None, :]
+    at = neuron[:, None].to(tl.int64) * n_slots + slot[None, :]
+    # What is no slot never is the weakest.
+    held = tl.load(keys + at, mask=exists, other=_MOST)
+    weakest = tl.min(held, axis=1)
+    for first in range(0, n_windows, tile):
+        w = first + tl.arange(0, tile)
+        window = tl.load(windows + w, mask=w < n_windows, other=0)
+        member = ((tl.load(groups + w, mask=w < n_windows, other=0) >> group) & 1) > 0
+        inside = member[:, None] & (neuron < n_neurons)[None, :]
+        peak = tl.load(extremes + w[:, None].to(tl.int64) * n_neurons + neuron[None, :], mask=inside, other=0.0)
+        peak = sign * peak
+        # Zeros of both signs are equal.
+        bits = tl.where(peak == 0, 0.0, peak).to(tl.int32, bitcast=True)
+        bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+        key = (bits.to(tl.int64) << 32) | (window ^ _WINDOW_MASK).to(tl.int64)[:, None]
+        key = tl.where(inside, key, _EMPTY_KEY)
+        best = tl.max(key, axis=0)
+        while tl.max((best > weakest).to(tl.int32), axis=0) > 0:
+            # The strongest window left goes where the weakest one was, until none left is stronger than any kept.
+            goes = tl.argmin(held, axis=1)
+            here = (tl.arange(0, width)[None, :] == goes[:, None]) & (best > weakest)[:, None]
+            held = tl.where(here, best[:, None], held)
+            key = tl.where(key == best[None, :], _EMPTY_KEY, key)
+            weakest = tl.min(held, axis=1)
+            best = tl.max(key, axis=0)
+    tl.store(keys + at, held, mask=exists)
+
+
+@triton.jit(do_not_specialize=["n_all"])
+def keep(
+    x,
+    window_stride,
+    token_stride,
+    lengths,
+    places,
+    n_all,
+    n_neurons,
+    n_slots,
+    longest,
+    low,
+    high,
+    keys,
+    peaks,
+    steps,
+    exponents,
+    sign: tl.constexpr,
+    block: tl.constexpr,
+    tile: tl.constexpr,
+):
+    """Keep the activations of those windows of this piece that are in slots: a program for a block of neurons and a slot.
+
+    `places` (all windows,) int32 says where in the piece a window is, -1 for nowhere. `keys` (neuron, slot) int64 as in
+    `offer`. Fills `peaks` (neuron, slot) float32, `steps` (neuron, slot, `longest`) int16 and `exponents` (neuron,
+    slot) int16.
+    """
+    neuron = tl.program_id(0) * block + tl.arange(0, block)
+    slot = tl.program_id(1)
+    at = neuron.to(tl.int64) * n_slots + slot
+    window = (tl.load(keys + at, mask=neuron < n_neurons, other=_EMPTY_KEY) & _WINDOW_MASK) ^ _WINDOW_MASK
+    place = tl.load(places + window, mask=window < n_all, other=-1)
+    new = (neuron < n_neurons) & (place >= 0)
+    if tl.max(new.to(tl.int32), axis=0) > 0:
+        place = tl.maximum(place, 0)
+        corner = place.to(tl.int64) * n_neurons + neuron
+        lo = tl.load(low + corner, mask=new, other=0.0)
+        hi = tl.load(high + corner, mask=new, other=0.0)
+        strongest = tl.maximum(tl.abs(lo), tl.abs(hi))
+        exponent = (_exponent(strongest.to(tl.float64)) - _VECTOR_BITS) * (strongest > 0).to(tl.int32)
+        # In two factors, so that neither leaves float32. The shift divides towards the lower number.
+        half = exponent >> 1
+        one, two = _small_power_of_two(-half), _small_power_of_two(half - exponent)
+        length = tl.load(lengths + place, mask=new, other=0)
+        for first in range(0, longest, tile):
+            t = first + tl.arange(0, tile)
+            real = new[:, None] & (t[None, :] < length[:, None])
+            source = place.to(tl.int64)[:, None] * window_stride + t[None, :].to(tl.int64) * token_stride
+            value = tl.load(x + source + neuron[:, None], mask=real, other=0.0).to(tl.float32)
+            value = value * one[:, None] * two[:, None]
+            # Below 2**22, adding and taking away 1.5 * 2**23 rounds to whole numbers, halves to even.
+            value = (value + 12582912.0) - 12582912.0
+            target = at[:, None] * longest + t[None, :]
+            tl.store(steps + target, value.to(tl.int16), mask=new[:, None] & (t < longest)[None, :])
+        tl.store(exponents + at, exponent.to(tl.int16), mask=new)
+        # Which of two zeros came first must not show.
+        if sign > 0:
+            tl.store(peaks + at, hi + 0.0, mask=new)
+        else:
+            tl.store(peaks + at, 0.0 - lo, mask=new)
+
+
+@triton.jit(do_not_specialize=["n_tokens"])
+def add_tokens(
+    x,
+    window_stride,
+    token_stride,
+    occurrences,
+    segments,
+    n_tokens,
+    n_neurons,
+    per_unit,
+    sums,
+    block: tl.constexpr,
+):
+    """Add activations in whole steps to the sums of their tokens: a program for a block of neurons and a segment.
+
+    `occurrences` (occurrence,) int32 are places window * `n_tokens` + token in the piece. A segment, a row of
+    `segments` (segment, 3) int32, is a row of `sums` (row, neuron) int64 with the first and behind the last of its
+    occurrences. `per_unit` (neuron,) float32 is steps per unit of the neuron, a power of two.
+    """
+    column = tl.program_id(0) * block + tl.arange(0, block)
+    inside = column < n_neurons
+    segment = segments + 3 * tl.program_id(1)
+    row, first, last = tl.load(segment), tl.load(segment + 1), tl.load(segment + 2)
+    steps = tl.load(per_unit + column, mask=inside, other=0.0).to(tl.float64)
+    total = tl.zeros((block,), tl.int64)
+    for occurrence in range(first, last):
+        place = tl.load(occurrences + occurrence)
+        source = (place // n_tokens).to(tl.int64) * window_stride + (place % n_tokens).to(tl.int64) * token_stride
+        value = tl.load(x + source + column, mask=inside, other=0.0).to(tl.float32).to(tl.float64) * steps
+        total += _rounded(value).to(tl.int64)
+    tl.atomic_add(sums + row.to(tl.int64) * n_neurons + column, total, mask=inside)
+
+
+@triton.jit
+def count_in_bins(
+    x,
+    window_stride,
+    token_stride,
+    lengths,
+    sampled,
+    n_neurons,
+    n_bins,
+    histogram,
+    block: tl.constexpr,
+):
+    """Count activations in bins: a program for a block of neurons and a window of the sample.
+
+    A row of `sampled` (sampled window, 2) int32 is a window's place in the piece and its class; `histogram` is
+    (class, neuron, bin) int32.
+    """
+    column = tl.program_id(0) * block + tl.arange(0, block)
+    inside = column < n_neurons
+    place = tl.load(sampled + 2 * tl.program_id(1))
+    row = x + place.to(tl.int64) * window_stride + column
+    corner = histogram + (tl.load(sampled + 2 * tl.program_id(1) + 1) * n_neurons + column).to(tl.int64) * n_bins
+    for t in range(tl.load(lengths + place)):
+        bits = tl.load(row + t * token_stride, mask=inside, other=0.0).to(tl.float32).to(tl.int32, bitcast=True)
+        size = bits & 0x7FFFFFFF
+        step = tl.minimum((size - _HISTOGRAM_BITS) >> 22, _HISTOGRAM_STEPS) + 1
+        step = tl.where(size >= _HISTOGRAM_BITS, step, 0)
+        tl.atomic_add(corner + _HISTOGRAM_STEPS + 1 + tl.where(bits >= 0, step, -step), 1, mask=inside)

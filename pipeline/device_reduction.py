@@ -1,0 +1,465 @@
+"""Device reduction: the activations of one layer, reduced on the GPU that computed them.
+
+The counterpart of `pipeline.reduction.LayerReduction`, with the same result to the bit for the same activations. What
+is kept stays on the device until it is asked for; of the activations nothing is copied and nothing is stored.
+
+The host runs ahead of the device, and waits for it once for each piece of text.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakSet
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline import device_kernels as kernels
+from pipeline.capture import (
+    EMPTY,
+    HISTOGRAM_CLASSES,
+    HISTOGRAM_EDGES,
+    MAXIMA,
+    PER_SPLIT,
+    ExactSums,
+    LayerCapture,
+    Plan,
+    Slots,
+)
+from pipeline.errors import CaptureError, SubjectError
+from pipeline.kernels import LOWEST
+from pipeline.reduction import check_start, groups_of, members, random_windows, token_step
+from pipeline.tables import SPLITS
+
+CHUNK = 32
+"""Windows whose sums one program adds up: fewer are more programs, more write less."""
+
+SEGMENT = 64
+"""Occurrences of one token that one program adds up."""
+
+SANE = 2**50
+"""Steps that one activation may never reach."""
+
+_BLOCK = 128
+"""Neurons of a program, one for each thread."""
+
+_EXACTLY = {"enable_fp_fusion": False}
+"""A fused multiplication and addition rounds once where the loops on a CPU round twice."""
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Where in a piece the tokens of a lookup table occur, in windows that are not scored."""
+
+    counts: NDArray[np.int64]
+    """Occurrences of each token of the table."""
+    occurrences: torch.Tensor
+    segments: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Windows that are before all layers, and what each needs to know of them."""
+
+    windows: NDArray[np.int64]
+    numbers: torch.Tensor
+    groups: torch.Tensor
+    """(window,) int32: the groups of the strongest that each window belongs to, a bit each."""
+    lengths: torch.Tensor
+    is_open: torch.Tensor
+    sampled: torch.Tensor
+    """(sampled window, 2) int32: its place in the piece, and its class in the histogram."""
+    early: torch.Tensor
+    """Places in the piece of the windows whose maxima are kept."""
+    tokens: dict[int, _Tokens] = field(default_factory=dict)
+    """By the length of the lookup table: layers of one width share it."""
+
+
+class TextsOnDevice:
+    """What the layers of one device share: the plan, the piece of text that is before them, and an alarm.
+
+    `device` is one that Triton compiles for.
+    """
+
+    def __init__(self, plan: Plan, device: str | torch.device) -> None:
+        self.plan = plan
+        self.device = torch.device(device)
+        self.groups = groups_of(plan)
+        self.starts = self.put(np.cumsum([0, *self.groups.values()]).astype(np.int32))
+        belongs = np.stack([members(plan, name) for name in self.groups], axis=1)
+        self._groups = (belongs.astype(np.int64) << np.arange(len(self.groups))).sum(axis=1).astype(np.int32)
+        self.places = torch.full((plan.n_windows,), -1, dtype=torch.int32, device=self.device)
+        """(all windows,) int32: where in the piece each window is, -1 for nowhere."""
+        self._piece: _Piece | None = None
+        self.alarm = torch.zeros(1, dtype=torch.int32, device=self.device)
+        """Not zero once any layer has found a fault."""
+        self._layers: WeakSet[DeviceReduction] = WeakSet()
+
+    def put(self, array: NDArray[Any]) -> torch.Tensor:
+        """The array on the device."""
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def current(self) -> AbstractContextManager[Any]:
+        """Makes the device the one that kernels run on, in this thread."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+    def watch(self, layer: "DeviceReduction") -> None:
+        """Ask this layer for faults before the next piece."""
+        self._layers.add(layer)
+
+    def piece(self, windows: NDArray[np.int64]) -> _Piece:
+        """These windows as they are before all layers.
+
+        Raises:
+            SubjectError: a layer found a fault in the piece before.
+        """
+        if self._piece is not None and np.array_equal(self._piece.windows, windows):
+            return self._piece
+        if self.alarm.item():
+            for layer in sorted(self._layers, key=lambda one: one.layer):
+                layer.refuse_faults()
+        plan = self.plan
+        classes = np.minimum(plan.level[windows] - plan.histogram_level, HISTOGRAM_CLASSES - 1)
+        sampled = np.flatnonzero(classes >= 0)
+        piece = _Piece(
+            windows=windows.copy(),
+            numbers=self.put(windows.astype(np.int32)),
+            groups=self.put(self._groups[windows]),
+            lengths=self.put(plan.lengths[windows].astype(np.int32)),
+            is_open=self.put(plan.is_open[windows].astype(np.int32)),
+            sampled=self.put(np.stack([sampled, classes[sampled]], axis=1).astype(np.int32)),
+            early=self.put(np.flatnonzero(windows < MAXIMA)),
+        )
+        self.places.fill_(-1)
+        self.places[piece.numbers.long()] = torch.arange(len(windows), dtype=torch.int32, device=self.device)
+        self._piece = piece
+        return piece
+
+    def tokens(self, piece: _Piece, lookup: NDArray[np.int32], *, length: int) -> _Tokens:
+        """Where in a piece of windows of `length` tokens those of a lookup table (ascending token ids) occur."""
+        if len(lookup) not in piece.tokens:
+            piece.tokens[len(lookup)] = self._found(piece, lookup, length)
+        return piece.tokens[len(lookup)]
+
+    def _found(self, piece: _Piece, lookup: NDArray[np.int32], length: int) -> _Tokens:
+        plan = self.plan
+        rows = np.full((len(piece.windows), length), -1, dtype=np.int32)
+        row_of = np.full(int(lookup.max(initial=-1)) + 2, -1, dtype=np.int32)
+        row_of[lookup] = np.arange(len(lookup))
+        for place, window in enumerate(piece.windows):
+            if plan.is_open[window]:
+                # A token behind the last of the table has the row of the last entry, which is none.
+                rows[place, : len(plan.tokens[window])] = row_of[np.minimum(plan.tokens[window], len(row_of) - 1)]
+        at = np.flatnonzero(rows >= 0).astype(np.int32)
+        found = rows.ravel()[at]
+        occurrences = at[np.argsort(found, kind="stable")]
+        counts = np.bincount(found, minlength=len(lookup))
+        stops = np.cumsum(counts)
+        pieces = -(-counts // SEGMENT)
+        row = np.repeat(np.arange(len(lookup)), pieces)
+        first = (stops - counts)[row] + SEGMENT * (np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces))
+        segments = np.stack([row, first, np.minimum(first + SEGMENT, stops[row])], axis=1)
+        return _Tokens(counts, self.put(occurrences), self.put(segments.astype(np.int32)))
+
+
+class _Kept:
+    """Slots for windows of each neuron, with their activations, on the device."""
+
+    def __init__(self, keys: torch.Tensor, length: int) -> None:
+        shape, device = tuple(keys.shape), keys.device
+        self.keys = keys
+        self.peaks = torch.full(shape, -torch.inf, dtype=torch.float32, device=device)
+        self.steps = torch.zeros((*shape, length), dtype=torch.int16, device=device)
+        self.exponents = torch.zeros(shape, dtype=torch.int16, device=device)
+
+    def slots(self, order: torch.Tensor, plan: Plan) -> Slots:
+        """The slots (neuron, slot) of each neuron that `order` names, in its order."""
+        keys = torch.take_along_dim(self.keys, order, 1).numpy(force=True)
+        windows = np.where(keys == kernels.EMPTY_KEY, -1, _window_of(keys))
+        return Slots(
+            ids=np.append(plan.ids, EMPTY)[windows],
+            peaks=torch.take_along_dim(self.peaks, order, 1).numpy(force=True),
+            steps=torch.take_along_dim(self.steps, order[:, :, None], 1).numpy(force=True),
+            exponents=torch.take_along_dim(self.exponents, order, 1).numpy(force=True),
+        )
+
+    def put(self, neuron: torch.Tensor, slot: torch.Tensor, slots: Slots, at: tuple[NDArray[Any], ...]) -> None:
+        """Put entries of `slots` named by `at` into these slots."""
+        device, length = self.keys.device, slots.steps.shape[2]
+
+        def there(array: NDArray[Any]) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+        self.peaks[neuron, slot] = there(slots.peaks[at])
+        self.exponents[neuron, slot] = there(slots.exponents[at])
+        self.steps[neuron, slot, :length] = there(slots.steps[at])
+
+
+class DeviceReduction:
+    """Reduces the batches of one layer as they come. `receive` each window once, then ask for the `result`.
+
+    As `LayerReduction`, for activations that are on the device of `texts`, which all its layers share. A fault of the
+    activations is found later: before the next piece, or with the result.
+
+    Raises:
+        CaptureError: `start` belongs to another layer, model or plan.
+    """
+
+    def __init__(
+        self,
+        texts: TextsOnDevice,
+        *,
+        layer: int,
+        signed: bool,
+        seed: int,
+        probe: NDArray[np.float32],
+        start: LayerCapture | None = None,
+    ) -> None:
+        plan, put, device = texts.plan, texts.put, texts.device
+        self.plan, self.layer, self.signed = plan, layer, signed
+        self._texts, self._seed = texts, seed
+        self._n = n = len(probe)
+        self._length = length = int(plan.lengths.max(initial=0))
+        self._read = np.zeros(plan.n_windows, dtype=bool)
+        self._lookup = plan.lookup_tokens(n)
+        self._step = token_step(probe)
+        if start is not None:
+            check_start(start, plan, layer=layer, signed=signed, seed=seed, lookup=self._lookup, step=self._step)
+        self._per_unit = put((1 / self._step).astype(np.float32))
+        # However often the commonest token occurs, its sum cannot leave 64 bits.
+        self._most_steps = float(min(SANE, 2**62 // max(int(plan.counts.max(initial=1)), 1)))
+        self._counts = np.zeros(len(self._lookup), dtype=np.int64)
+
+        def zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        self._token_sums = zeros(len(self._lookup), n, dtype=torch.int64)
+        self._parts = zeros(5, 3, n, dtype=torch.float64)
+        self._exponents = torch.full((5, n), LOWEST, dtype=torch.int32, device=device)
+        self._minimum = torch.full((n,), torch.inf, dtype=torch.float32, device=device)
+        self._maximum = torch.full((n,), -torch.inf, dtype=torch.float32, device=device)
+        self._positive = zeros(n, dtype=torch.int64)
+        self._histogram = zeros(HISTOGRAM_CLASSES, n, len(HISTOGRAM_EDGES) + 1, dtype=torch.int32)
+        self._faults = zeros(2, n, dtype=torch.int8)
+        polarities = ("+", "-") if signed else ("+",)
+        early = min(plan.n_windows, MAXIMA)
+        self._maxima = {polarity: zeros(early, n, dtype=torch.float32) for polarity in polarities}
+        n_slots = sum(texts.groups.values())
+        self._strongest = {
+            polarity: _Kept(torch.full((n, n_slots), kernels.EMPTY_KEY, dtype=torch.int64, device=device), length)
+            for polarity in polarities
+        }
+        self._chosen = random_windows(plan, layer=layer, n_neurons=n, seed=seed)
+        self._random = _Kept(
+            put(np.where(self._chosen < 0, kernels.EMPTY_KEY, kernels.WINDOW_MASK - self._chosen)), length
+        )
+        if start is not None:
+            self._continue(start)
+        texts.watch(self)
+
+    def receive(self, windows: NDArray[np.int64], activations: torch.Tensor) -> None:
+        """Take in a batch: the windows, and their activations (window, token, neuron) in any number format.
+
+        Raises:
+            SubjectError: an activation of a batch before was NaN, infinite, or beyond all measure of the probe.
+            CaptureError: a window came before.
+        """
+        distinct, times = np.unique(windows, return_counts=True)
+        twice = distinct[self._read[distinct] | (times > 1)]
+        if len(twice):
+            raise CaptureError(f"window {twice[0]} came twice to layer {self.layer}")
+        with self._texts.current():
+            self._take(windows, activations if activations.stride(2) == 1 else activations.contiguous())
+        self._read[windows] = True
+
+    def result(self) -> LayerCapture:
+        """What was kept so far, copied from the device."""
+        self.refuse_faults()
+        plan, read = self.plan, self._read
+        early = np.flatnonzero(read[:MAXIMA])
+        return LayerCapture(
+            layer=self.layer,
+            signed=self.signed,
+            seed=self._seed,
+            ids=plan.ids[read],
+            count=int(plan.lengths[read].sum()),
+            open_count=int(plan.lengths[read & plan.is_open].sum()),
+            sums=ExactSums(self._parts.numpy(force=True), self._exponents.numpy(force=True)),
+            # Which of two zeros came first must not show.
+            minimum=self._minimum.numpy(force=True) + np.float32(0),
+            maximum=self._maximum.numpy(force=True) + np.float32(0),
+            positive=self._positive.numpy(force=True),
+            histogram_level=plan.histogram_level,
+            histogram=self._histogram.numpy(force=True).astype(np.int64),
+            strongest={
+                polarity: {name: self._strongest_of(polarity, name) for name in self._texts.groups}
+                for polarity in self._strongest
+            },
+            random={split: self._random_of(place) for place, split in enumerate(SPLITS)},
+            maxima_ids=plan.ids[early],
+            maxima={polarity: maxima.numpy(force=True)[early] for polarity, maxima in self._maxima.items()},
+            lookup=self._lookup,
+            lookup_counts=self._counts.copy(),
+            token_sums=self._token_sums.numpy(force=True),
+            token_step=self._step,
+        )
+
+    def refuse_faults(self) -> None:
+        """Wait for the device.
+
+        Raises:
+            SubjectError: an activation was NaN, infinite, or beyond all measure of the probe.
+        """
+        if not bool(self._faults.any()):
+            return
+        not_finite, too_strong = self._faults.numpy(force=True)
+        if not_finite.any():
+            raise SubjectError(
+                f"layer {self.layer} gave activations that are NaN or infinite, first in neuron {not_finite.argmax()}; "
+                "check the weights, or load the model in float32"
+            )
+        raise SubjectError(
+            f"neuron {too_strong.argmax()} of layer {self.layer} reached more than {self._most_steps:.0g} steps of its "
+            "token sums, far more than any text should give it; check the weights"
+        )
+
+    def _take(self, windows: NDArray[np.int64], x: torch.Tensor) -> None:
+        texts, n = self._texts, self._n
+        piece = texts.piece(windows)
+        tokens = texts.tokens(piece, self._lookup, length=x.shape[1])
+        n_windows = len(windows)
+        n_chunks, n_blocks = -(-n_windows // CHUNK), -(-n // _BLOCK)
+        low, high = (torch.empty((n_windows, n), dtype=torch.float32, device=x.device) for _ in range(2))
+        parts = torch.empty((n_chunks, 5, 3, n), dtype=torch.float64, device=x.device)
+        exponents = torch.empty((n_chunks, 5, n), dtype=torch.int32, device=x.device)
+        positive = torch.empty((n_chunks, n), dtype=torch.int32, device=x.device)
+        kernels.window_sums[n_blocks, n_chunks](
+            x, x.stride(0), x.stride(1), piece.lengths, piece.is_open, n_windows, n, self._per_unit, self._most_steps,
+            low, high, parts, exponents, positive, self._faults,
+            texts.alarm,
+            lowest=LOWEST, chunk=CHUNK, block=_BLOCK, **_EXACTLY,
+        )  # fmt: skip
+        least, most, above = low.amin(dim=0), high.amax(dim=0), positive.sum(dim=0)
+        early = {polarity: (high if polarity == "+" else low)[piece.early] for polarity in self._maxima}
+        # Memory may have run out until here, and nothing that is kept was changed yet.
+        kernels.add_chunks[n_blocks, 5](
+            parts, exponents, n_chunks, n, self._parts, self._exponents, block=_BLOCK, **_EXACTLY
+        )
+        torch.minimum(self._minimum, least, out=self._minimum)
+        torch.maximum(self._maximum, most, out=self._maximum)
+        self._positive += above
+        for polarity, extremes in early.items():
+            self._maxima[polarity][piece.numbers[piece.early]] = extremes + 0.0 if polarity == "+" else 0.0 - extremes
+        if len(piece.sampled):
+            kernels.count_in_bins[n_blocks, len(piece.sampled)](
+                x, x.stride(0), x.stride(1), piece.lengths, piece.sampled, n, len(HISTOGRAM_EDGES) + 1,
+                self._histogram, block=_BLOCK,
+            )  # fmt: skip
+        if len(tokens.segments):
+            kernels.add_tokens[n_blocks, len(tokens.segments)](
+                x, x.stride(0), x.stride(1), tokens.occurrences, tokens.segments, x.shape[1], n, self._per_unit,
+                self._token_sums, block=_BLOCK, **_EXACTLY,
+            )  # fmt: skip
+        self._counts += tokens.counts
+        for polarity, kept in self._strongest.items():
+            sign = 1 if polarity == "+" else -1
+            kernels.offer[-(-n // 16), len(texts.groups)](
+                high if polarity == "+" else low, piece.numbers, piece.groups, texts.starts, n_windows, n,
+                kept.keys.shape[1], kept.keys,
+                sign=sign, block=16, width=_power_above(max(texts.groups.values())), tile=32,
+            )  # fmt: skip
+            self._keep(kept, piece, x, low, high, sign=sign)
+        self._keep(self._random, piece, x, low, high, sign=1)
+
+    def _keep(
+        self, kept: _Kept, piece: _Piece, x: torch.Tensor, low: torch.Tensor, high: torch.Tensor, *, sign: int
+    ) -> None:
+        n_slots = kept.keys.shape[1]
+        kernels.keep[-(-self._n // 32), n_slots](
+            x, x.stride(0), x.stride(1), piece.lengths, self._texts.places, self.plan.n_windows, self._n, n_slots,
+            self._length, low, high, kept.keys, kept.peaks, kept.steps, kept.exponents,
+            sign=sign, block=32, tile=min(_power_above(self._length), 64), **_EXACTLY,
+        )  # fmt: skip
+
+    def _columns(self, group: str) -> slice:
+        sizes = list(self._texts.groups.values())
+        first = sum(sizes[: list(self._texts.groups).index(group)])
+        return slice(first, first + self._texts.groups[group])
+
+    def _strongest_of(self, polarity: str, group: str) -> Slots:
+        """The filled slots of a group, which are as many for each neuron, strongest first."""
+        kept, columns = self._strongest[polarity], self._columns(group)
+        keys = kept.keys[:, columns]
+        filled = int((keys[:1] != kernels.EMPTY_KEY).sum())
+        return kept.slots(keys.argsort(dim=1, descending=True)[:, :filled] + columns.start, self.plan)
+
+    def _random_of(self, place: int) -> Slots:
+        """The windows of a split that were read so far, in the order of the draw."""
+        columns = slice(place * PER_SPLIT, (place + 1) * PER_SPLIT)
+        chosen = self._chosen[:, columns]
+        missing = (chosen < 0) | ~self._read[chosen]
+        order = np.argsort(missing, axis=1, kind="stable")[:, : int((~missing).sum(axis=1).max(initial=0))]
+        slots = self._random.slots(self._texts.put(order + columns.start), self.plan)
+        slots.ids[np.take_along_axis(missing, order, axis=1)] = EMPTY
+        return slots
+
+    def _continue(self, start: LayerCapture) -> None:
+        """Take over everything from a capture of some windows of the same plan."""
+        put, plan = self._texts.put, self.plan
+        self._read[np.searchsorted(plan.ids, start.ids)] = True
+        self._counts[:] = start.lookup_counts
+        self._token_sums.copy_(put(start.token_sums))
+        self._parts.copy_(put(start.sums.parts))
+        self._exponents.copy_(put(start.sums.exponents))
+        self._minimum.copy_(put(start.minimum))
+        self._maximum.copy_(put(start.maximum))
+        self._positive.copy_(put(start.positive))
+        self._histogram.copy_(put(start.histogram.astype(np.int32)))
+        early = put(np.searchsorted(plan.ids, start.maxima_ids))
+        for polarity, kept in self._strongest.items():
+            self._maxima[polarity][early] = put(start.maxima[polarity])
+            for group, slots in start.strongest[polarity].items():
+                filled = np.nonzero(slots.ids != EMPTY)
+                neurons, slot = put(filled[0]), put(filled[1] + self._columns(group).start)
+                kept.put(neurons, slot, slots, filled)
+                kept.keys[neurons, slot] = put(
+                    _key_of(slots.peaks[filled], np.searchsorted(plan.ids, slots.ids[filled]))
+                )
+        for place, split in enumerate(SPLITS):
+            slots = start.random[split]
+            windows = np.where(slots.ids == EMPTY, -2, np.searchsorted(plan.ids, slots.ids))
+            columns = slice(place * PER_SPLIT, (place + 1) * PER_SPLIT)
+            neuron, given, drawn = np.nonzero(windows[:, :, None] == self._chosen[:, None, columns])
+            self._random.put(put(neuron), put(drawn + columns.start), slots, (neuron, given))
+
+
+def try_out(device: str) -> str | None:
+    """Compile and run a kernel; None if that works, else why not, in a few words."""
+    texts = torch.device(device)
+    where = torch.cuda.device(texts) if texts.type == "cuda" else nullcontext()
+    parts = torch.zeros((5, 3, 1), dtype=torch.float64, device=texts)
+    exponents = torch.zeros((5, 1), dtype=torch.int32, device=texts)
+    try:
+        with where:
+            kernels.add_chunks[1, 5](parts, exponents, 0, 1, parts, exponents, block=_BLOCK)
+    except Exception as error:  # noqa: BLE001 (compilers have many ways to fail: no C compiler, a GPU that is too old)
+        return " ".join(f"triton cannot compile for it ({error})".split())[:200]
+    return None
+
+
+def _key_of(peaks: NDArray[np.float32], windows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Keys as `pipeline.device_kernels.offer` makes them."""
+    # Zeros of both signs are equal.
+    bits = (peaks + np.float32(0)).view(np.int32)
+    ordered = (bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))).astype(np.int64)
+    return np.asarray((ordered << 32) | (kernels.WINDOW_MASK - windows), dtype=np.int64)
+
+
+def _window_of(keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.asarray(kernels.WINDOW_MASK - (keys & kernels.WINDOW_MASK), dtype=np.int64)
+
+
+def _power_above(number: int) -> int:
+    """The least power of two that is not below a number."""
+    return 1 << max(number - 1, 0).bit_length()
