@@ -22,7 +22,7 @@ from pipeline.checks import Finding, check
 from pipeline.ports import Lake, Partials, Progress, SubjectModel
 from pipeline.provenance import content_hash
 
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 TABLES = ("activations", "neuron_statistics", "token_associations")
 
 

@@ -16,6 +16,13 @@ from pipeline.tables import SPLITS
 STRONGEST = 50
 """Tokens kept for their mean activation, and for their weight (Bills et al. 2023 show 50)."""
 
+MEAN_BITS = 14
+"""Significant bits kept of a mean on a token. A mean of few occurrences is not known to one part in 16,384, and the bits
+below that are what a neuron's row would mostly consist of. Which tokens are strongest is decided before."""
+
+WEIGHT_BITS = 12
+"""Significant bits kept of a weight: as near as the activations of a record are."""
+
 _CELLS = 4_000_000
 """Tokens times neurons worked on at a time."""
 
@@ -127,6 +134,13 @@ def _highest(strength: NDArray[np.float32]) -> NDArray[np.int64]:
     return neuron * len(strength) + token
 
 
+def _rounded(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
+    """The nearest numbers of so many significant bits, of two equally near ones the even one."""
+    mantissas, exponents = np.frexp(values)
+    rounded: NDArray[np.float32] = np.ldexp(np.rint(np.ldexp(mantissas, bits)), exponents - bits)
+    return rounded
+
+
 def _rows(  # noqa: PLR0917 (private, and each is another kind of array)
     codes: NDArray[np.int64],
     tokens: NDArray[np.int32],
@@ -142,8 +156,11 @@ def _rows(  # noqa: PLR0917 (private, and each is another kind of array)
             "neuron": neuron.astype(np.int32),
             "token_ids": tokens[token],
             "counts": counts[token].astype(np.int32),
-            "means": means[token, neuron],
-            "weights": np.zeros(len(codes), np.float32) if weights is None else weights[token, neuron],
+            # The mean of an unseen token is the one beside the list, and equal to it.
+            "means": np.where(counts[token] > 0, _rounded(means[token, neuron], MEAN_BITS), means[token, neuron]),
+            "weights": np.zeros(len(codes), np.float32)
+            if weights is None
+            else _rounded(weights[token, neuron], WEIGHT_BITS),
         }
     )
     lists = (

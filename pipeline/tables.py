@@ -262,9 +262,14 @@ token_associations = Table(
         "polarity": POLARITY,
         "token_ids": Column(pl.List(pl.Int32), "tokens, ascending"),
         "counts": Column(pl.List(pl.Int32), "occurrences in documents that are not scored; 0 if unseen"),
-        "means": Column(pl.List(pl.Float32), "mean activation on the token, units of the neuron; `fallback` if unseen"),
+        "means": Column(
+            pl.List(pl.Float32),
+            "mean activation on the token, to 14 significant bits, units of the neuron; `fallback` if unseen",
+        ),
         "weights": Column(
-            pl.List(pl.Float32), "strength of embedding -> neuron by weights; null without a linear form", nullable=True
+            pl.List(pl.Float32),
+            "strength of embedding -> neuron by weights, to 12 significant bits; null without a linear form",
+            nullable=True,
         ),
         "fallback": Column(
             pl.Float32,

@@ -1,12 +1,24 @@
 """Token associations: means of the documents that are not scored, and every token that may be asked for."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.associations import SEEN_OFTEN, STRONGEST, _highest, associations, corpus_tokens
+from pipeline.associations import (
+    MEAN_BITS,
+    SEEN_OFTEN,
+    STRONGEST,
+    WEIGHT_BITS,
+    _highest,
+    _rounded,
+    associations,
+    corpus_tokens,
+)
 
 SEEDS = st.integers(0, 2**31)
 OPEN = ("explain", "calibrate")
@@ -24,6 +36,15 @@ def occurrences(layer, token, neuron):
         ],
         dtype=np.float64,
     )
+
+
+def rounded(value, bits):
+    """A number to so many significant bits, by fractions."""
+    value = float(np.float32(value))
+    if value == 0:
+        return 0.0
+    unit = Fraction(2) ** (math.frexp(value)[1] - bits)
+    return float(round(Fraction(value) / unit) * unit)
 
 
 @settings(max_examples=10)
@@ -52,9 +73,10 @@ def test_counts_means_weights_and_fallback_are_those_of_the_open_documents(
         for place, (token, count, mean) in enumerate(zip(row["token_ids"], row["counts"], row["means"], strict=True)):
             seen = occurrences(layer, token, neuron)
             assert count == len(seen)
-            assert mean == (np.float32(seen.mean()) if count else row["fallback"])
+            assert mean == (rounded(seen.mean(), MEAN_BITS) if count else row["fallback"])
             if linear:
-                assert row["weights"][place] == layer.weights[tokens.index(token), neuron]
+                weight = layer.weights[tokens.index(token), neuron]
+                assert row["weights"][place] == rounded(weight, WEIGHT_BITS)
 
 
 def test_every_token_of_a_record_that_may_be_scored_is_there(some_corpus, truth, made):
@@ -138,3 +160,13 @@ def test_of_equal_strengths_the_lower_tokens_are_kept():
     strength = np.zeros((5 * STRONGEST, 1), np.float32)
     strength[100] = 1
     assert sorted(_highest(strength)) == [*range(STRONGEST - 1), 100]
+
+
+@given(
+    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**120), max_value=2.0**120)),
+    st.integers(2, 24),
+)
+def test_a_value_is_rounded_to_the_nearest_of_so_many_significant_bits(values, bits):
+    found = _rounded(np.asarray(values, np.float32), bits)
+    assert found.dtype == np.float32
+    assert found.tolist() == [rounded(value, bits) for value in values]
