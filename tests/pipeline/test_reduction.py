@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import scipy.stats
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
@@ -176,6 +176,10 @@ def tolerances(windows):
                 math.comb(power, k) * abs(middle - mean) ** (power - k) * powers[k] for k in range(1, power + 1)
             )
     longest = max(map(len, windows))
+    # They are taken about the mean as found: where that is off, a third moment is off by 3 times the second of it, and a
+    # fourth by 4 times the third. In a skewed neuron this outweighs the rest.
+    bounds[2] += 3 * np.mean((x - mean) ** 2) * bounds[0]
+    bounds[3] += 4 * abs(np.mean((x - mean) ** 3)) * bounds[0]
     far = [(2 * np.abs(x).max()) ** power * longest * len(windows) / n for power in (1, 2, 3, 4)]
     return 2.0**-20 * bounds / n + 2.0**-46 * np.array(far)
 
@@ -188,6 +192,8 @@ def tolerances(windows):
     offset=st.sampled_from((0.0, 1.0, -7.0, 1e3, 1e6)),
     tail=st.sampled_from((1, 3, 7)),
 )
+@example(seed=0, n=8, longest=3, offset=0.0, tail=7)
+@example(seed=5, n=8, longest=3, offset=0.0, tail=7)
 def test_moments_are_those_of_fractions_at_any_offset_and_scale(
     some_corpus, captured, *, seed, n, longest, offset, tail
 ):
