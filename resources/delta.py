@@ -82,6 +82,8 @@ _DELTA_TYPES: dict[Type, str] = {
 }
 _LARGEST_INDEX = 2**31 - 1
 
+_Log = frozenset[tuple[str, int, int, int]]
+
 
 @dataclass(frozen=True)
 class Slice:
@@ -165,6 +167,7 @@ class DeltaLake(Lake):
         if wrong := {letter for letter in text if letter in SYNTAX or not letter.isprintable()}:
             raise LakeError(f"`uri` (={text!r}) must not hold any of {sorted(wrong)}; choose another folder or prefix")
         self.uri = text.rstrip("/")
+        self._opened: dict[str, tuple[_Log, DeltaTable]] = {}
 
     def scan(
         self, table: str, *, layer: int | None = None, neurons: Sequence[int] | None = None, version: int | None = None
@@ -179,7 +182,7 @@ class DeltaLake(Lake):
         """
         spec = declaration(table)
         part = Slice.of(spec, layer, neurons)
-        found = self._open(spec, version=version)
+        found = self._newest(spec) if version is None else self._open(spec, version=version)
         if found is None:
             return spec.empty().lazy()
         return pl.scan_delta(found).filter(part.expression).select(list(spec.columns))
@@ -203,7 +206,7 @@ class DeltaLake(Lake):
         """
         spec = declaration(table)
         part = Slice.of(spec, layer, None)
-        found = self._open(spec)
+        found = self._newest(spec)
         if found is None:
             return 0
         files = pl.DataFrame(found.get_add_actions(flatten=True))
@@ -227,7 +230,7 @@ class DeltaLake(Lake):
             LakeError: no such table, or it is damaged.
         """
         spec = declaration(table)
-        found = self._open(spec)
+        found = self._newest(spec)
         # The first versions only say what the table is like.
         return None if found is None or found.version() < 1 + len(_constraints(spec)) else found.version()
 
@@ -303,7 +306,7 @@ class DeltaLake(Lake):
             LakeError: no such table, or it is damaged.
         """
         spec = declaration(table)
-        found = self._open(spec)
+        found = self._newest(spec)
         newest = -1 if found is None else found.version()
         return [_entry(version, self._actions(spec, version)) for version in range(newest, -1, -1)]
 
@@ -316,7 +319,7 @@ class DeltaLake(Lake):
             LakeError: no such table, or it is damaged.
         """
         spec = declaration(table)
-        found = self._open(spec)
+        found = self._newest(spec)
         newest = -1 if found is None else found.version()
         versions = range(newest, after, -1)
         return next((version for version in versions if self._carries(spec, version, commit_uuid)), None)
@@ -448,11 +451,29 @@ class DeltaLake(Lake):
     def _at(self, spec: Table) -> str:
         return f"{self.uri}/{spec.name}"
 
+    def _newest(self, spec: Table) -> DeltaTable | None:
+        """The table at its newest version, to read only; None when there is no table.
+
+        To open it takes longer than to read a neuron, so on a local disk the last one is kept until its log is another.
+        It is shared with frames that stay at its version: whoever writes opens one of his own.
+        """
+        if self._folder is None:
+            return self._open(spec)
+        log = self._log(spec)
+        known = self._opened.get(spec.name)
+        if known is not None and known[0] == log:
+            return known[1]
+        found = self._open(spec)
+        if found is not None:
+            # What was written since the log was read makes it another next time.
+            self._opened[spec.name] = log, found
+        return found
+
     def _open(self, spec: Table, *, version: int | None = None) -> DeltaTable | None:
         """The table at a version, the newest if None; None when there is no table."""
         if version is not None:
             _index(version, "version")
-        self._refuse_empty_commits(spec)
+        self._log(spec)
         try:
             found = (_LocalTable if self._folder else DeltaTable)(self._at(spec), version=version)
         except TableNotFoundError as error:
@@ -476,17 +497,25 @@ class DeltaLake(Lake):
     def _has_log(self, spec: Table) -> bool:
         return self._folder is not None and any((self._folder / spec.name / "_delta_log").glob("*.json"))
 
-    def _refuse_empty_commits(self, spec: Table) -> None:
-        """A power cut can leave a commit without bytes, and Delta then goes on as if its rows had never been."""
-        if self._folder is None:
-            return
-        with suppress(FileNotFoundError), os.scandir(self._folder / spec.name / "_delta_log") as entries:
-            for entry in entries:
-                if entry.name.endswith(".json") and not entry.stat().st_size:
-                    raise LakeError(
-                        f"the commit {entry.path} has no bytes, as after a power cut, and its rows would be missing; "
-                        "restore it from a copy, or remove it if it is the newest, and run again"
-                    )
+    def _log(self, spec: Table) -> _Log:
+        """Every commit file of a table in a local folder, by name, place, size and time.
+
+        A power cut can leave a commit without bytes, and Delta then goes on as if its rows had never been.
+        """
+        found = set()
+        if self._folder is not None:
+            with suppress(FileNotFoundError), os.scandir(self._folder / spec.name / "_delta_log") as entries:
+                for entry in entries:
+                    if not entry.name.endswith(".json"):
+                        continue
+                    status = entry.stat()
+                    if not status.st_size:
+                        raise LakeError(
+                            f"the commit {entry.path} has no bytes, as after a power cut, and its rows would be missing; "
+                            "restore it from a copy, or remove it if it is the newest, and run again"
+                        )
+                    found.add((entry.name, status.st_ino, status.st_size, status.st_mtime_ns))
+        return frozenset(found)
 
     def _actions(self, spec: Table, version: int) -> list[dict[str, Any]]:
         """The actions of one commit, from its own file."""

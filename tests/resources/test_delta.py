@@ -1,6 +1,7 @@
 """What the lake promises of one writer: exact slices, rows that obey their table, and no damage without an error."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -204,6 +205,32 @@ def test_a_lazy_frame_stays_at_its_version(lake: DeltaLake) -> None:
     before = lake.scan("scores").select("value")
     lake.replace("scores", scores(0, {0: 2.0}), layer=0, record={})
     assert collect(before).item() == 1.0
+
+
+def test_what_others_wrote_since_the_last_read_is_read(lake: DeltaLake, tmp_path: Path) -> None:
+    assert stored(lake) == {}
+    other, known = DeltaLake(tmp_path / "lake"), {}
+    for number in range(4):
+        other.replace("scores", scores(number, {0: float(number)}), layer=number, record={})
+        known[number, 0] = float(number)
+        assert stored(lake) == stored(lake) == known
+        assert (lake.version("scores"), lake.rows("scores")) == (other.version("scores"), number + 1)
+
+
+def test_a_lake_that_was_removed_and_made_again_is_read_anew(lake: DeltaLake, tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        DeltaLake(tmp_path / "lake").replace("scores", scores(0, {0: value}), layer=0, record={})
+        assert stored(lake) == {(0, 0): value}
+        shutil.rmtree(lake.uri)
+        assert stored(lake) == {}
+
+
+def test_a_frame_stays_at_its_version_when_the_same_table_is_read_and_written_on(lake: DeltaLake) -> None:
+    lake.replace("scores", scores(0, {0: 1.0}), layer=0, record={})
+    first, second = lake.scan("scores"), lake.scan("scores")
+    lake.replace("scores", scores(0, {0: 2.0}), layer=0, record={})
+    assert stored(lake) == {(0, 0): 2.0}
+    assert [collect(frame).get_column("value").to_list() for frame in (first, second)] == [[1.0], [1.0]]
 
 
 def test_a_commit_carries_its_record(lake: DeltaLake) -> None:
