@@ -185,7 +185,7 @@ def _halves(subject: HuggingFaceSubject, planned: Plan) -> list[LayerCapture]:
     for half in (everything[::2], everything[1::2]):
         with Capturing(subject, planned, [0]) as capturing:
             for batch in half:
-                capturing.take(batch)
+                capturing.take([batch])
             found.extend(capturing.results())
     return found
 
@@ -211,7 +211,7 @@ def lake(shape: str, model: Path, size: int, folder: Path) -> Iterator[Figure]:
     records, started = 0, time.perf_counter()
     with Capturing(subject, planned, _layers(subject)) as capturing:
         for batch in batches(planned, "cpu"):
-            capturing.take(batch)
+            capturing.take([batch])
         for captured in capturing.results():
             neurons += [(captured.layer, neuron) for neuron in range(captured.n_neurons)]
             rows = tables_of(captured, planned, sequences, subject)

@@ -1,7 +1,8 @@
 """Passes over a corpus, side by side: one that only runs the model, and one that captures all its neurons.
 
-Both go through the same door (`SubjectModel.capture`) and end before the last output projection. They take turns batch
-by batch, each first every other time, so that what else the machine does weighs on both alike.
+Both go through the same door (`SubjectModel.capture`) and end before the last output projection. On a CPU they take
+turns batch by batch, each first every other time, so that what else the machine does weighs on both alike. On a GPU
+each runs through at once, as in use, for the host prepares a batch while the device is at the one before.
 """
 
 import os
@@ -26,6 +27,7 @@ PIECE = 64
 """Windows in a batch on a CPU: what the subject runs at once there. On a GPU a batch is what the assets hand over."""
 
 Windows = NDArray[np.int64]
+Batches = list[Windows]
 
 
 @dataclass
@@ -62,7 +64,7 @@ class SideBySide:
 
 
 class Capturing:
-    """The subject with the reductions of some layers, one batch at a time. A context manager, for its threads."""
+    """The subject with the reductions of some layers. A context manager, for its threads."""
 
     def __init__(self, subject: HuggingFaceSubject, plan: Plan, layers: Sequence[int]) -> None:
         self._subject, self._plan = subject, plan
@@ -78,13 +80,13 @@ class Capturing:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
 
-    def take(self, batch: Windows) -> None:
+    def take(self, some: Batches) -> None:
         """Run these windows and reduce what their neurons do."""
 
-        def receive(layer: int, rows: slice, activations: "torch.Tensor") -> None:
-            self._reductions[layer].receive(batch[rows], activations)
+        def receive(layer: int, windows: Windows, activations: "torch.Tensor") -> None:
+            self._reductions[layer].receive(windows, activations)
 
-        run(self._subject, self._plan, list(self._reductions), batch, receive)
+        run(self._subject, self._plan, list(self._reductions), some, receive)
 
     def results(self) -> Iterator[LayerCapture]:
         """What was captured of each layer, one at a time, as the assets take it: only one is then there twice."""
@@ -99,18 +101,19 @@ def side_by_side(subject: HuggingFaceSubject, plan: Plan, layers: Sequence[int])
     with found.full.timed(device):
         capturing = Capturing(subject, plan, layers)
 
-    def bare(batch: Windows) -> None:
+    def bare(some: Batches) -> None:
         with found.bare.timed(device):
-            run(subject, plan, layers, batch, _nothing)
+            run(subject, plan, layers, some, _nothing)
 
-    def full(batch: Windows) -> None:
+    def full(some: Batches) -> None:
         with found.full.timed(device):
-            capturing.take(batch)
+            capturing.take(some)
 
+    every = list(batches(plan, device))
     with capturing:
-        for turn, batch in enumerate(batches(plan, device)):
+        for turn, some in enumerate([every] if device.startswith("cuda") else [[batch] for batch in every]):
             for side in (bare, full) if turn % 2 else (full, bare):
-                side(batch)
+                side(some)
         with found.full.timed(device):
             for captured in capturing.results():
                 found.captured.append((captured.layer, captured.count))
@@ -119,10 +122,10 @@ def side_by_side(subject: HuggingFaceSubject, plan: Plan, layers: Sequence[int])
 
 def warm_up(subject: HuggingFaceSubject, plan: Plan, layers: Sequence[int]) -> None:
     """Load the model, and compile every kernel, before anything is timed: one batch of the plan, both ways."""
-    batch = next(batches(plan, subject.device()))
-    run(subject, plan, layers, batch, _nothing)
+    some = [next(batches(plan, subject.device()))]
+    run(subject, plan, layers, some, _nothing)
     with Capturing(subject, plan, layers) as capturing:
-        capturing.take(batch)
+        capturing.take(some)
         for _ in capturing.results():
             pass
 
@@ -136,12 +139,19 @@ def run(
     subject: HuggingFaceSubject,
     plan: Plan,
     layers: Sequence[int],
-    batch: Windows,
-    receive: "Callable[[int, slice, torch.Tensor], None]",
+    some: Batches,
+    receive: "Callable[[int, Windows, torch.Tensor], None]",
 ) -> None:
-    """Run a batch of windows through the subject."""
-    subject.capture([[plan.tokens[window].tolist() for window in batch]], layers, receive)
+    """Run batches of windows through the subject."""
+    before: Windows = np.empty(0, dtype=np.int64)
+
+    def asked() -> Iterator[list[list[int]]]:
+        nonlocal before
+        for before in some:
+            yield [plan.tokens[window].tolist() for window in before]
+
+    subject.capture(asked(), layers, lambda layer, rows, activations: receive(layer, before[rows], activations))
 
 
-def _nothing(_layer: int, _rows: slice, _activations: "torch.Tensor") -> None:
+def _nothing(_layer: int, _windows: Windows, _activations: "torch.Tensor") -> None:
     """Look at nothing and keep nothing."""

@@ -24,7 +24,7 @@ def main(folder: str, shape: str, windows: str, leg: str) -> None:
     else:
         with Capturing(subject, planned, layers) as capturing:
             for batch in batches(planned, "cpu"):
-                capturing.take(batch)
+                capturing.take([batch])
             for _ in capturing.results():
                 pass
     print(_peak_mib())

@@ -3,7 +3,9 @@
 They do what `pipeline.kernels` does, addition by addition in the same order, so that activations give the same capture
 to the bit on either side. A program takes a block of neurons; neurons lie next to each other in memory.
 
-    window_sums     extremes and power sums of each window, added exactly over a chunk of windows
+    draw            windows for the random records of each neuron
+    window_sums     extremes and power sums of each window
+    add_windows     the windows' power sums, added exactly over a chunk of windows
     add_chunks      the chunks' sums, into those of the layer
     offer           windows to the slots of the strongest ones
     keep            activations of the windows that are in the slots since this piece
@@ -92,11 +94,63 @@ def _added(parts0, parts1, parts2, exponent, value):
 
 
 @triton.jit
-def _put(parts, exponents, at, stride, parts0, parts1, parts2, exponent, mask):
-    tl.store(parts + 3 * at, parts0, mask=mask)
-    tl.store(parts + 3 * at + stride, parts1, mask=mask)
-    tl.store(parts + 3 * at + 2 * stride, parts2, mask=mask)
-    tl.store(exponents + at, exponent, mask=mask)
+def _mixed(value):
+    """`pipeline.kernels.priority` of a window's number xor a neuron's."""
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB
+    return value ^ (value >> 31)
+
+
+@triton.jit(do_not_specialize=["n_neurons"])
+def draw(
+    windows,
+    neurons,
+    listed,
+    starts,
+    n_neurons,
+    n_slots,
+    priorities,
+    chosen,
+    block: tl.constexpr,
+    width: tl.constexpr,
+    tile: tl.constexpr,
+):
+    """Windows with the lowest priorities: a program for a block of neurons and a group of windows.
+
+    `windows` and `neurons` are random numbers of each, int64 in place of uint64. The windows of group g are `listed`
+    from `starts[g]` to `starts[g + 1]`. Fills `priorities` and `chosen` (neuron, group * `n_slots` + slot) int64, the
+    first so that whole numbers with a sign sort as those without, and not filled where a group has too few windows.
+    """
+    neuron = tl.program_id(0) * block + tl.arange(0, block)
+    group = tl.program_id(1)
+    slot = tl.arange(0, width)
+    number = tl.load(neurons + neuron, mask=neuron < n_neurons, other=0).to(tl.uint64, bitcast=True)
+    # What is no slot never is the weakest.
+    held = tl.zeros((block, width), tl.int64) + tl.where(slot < n_slots, _MOST, _EMPTY_KEY)[None, :]
+    holds = tl.zeros((block, width), tl.int64) - 1
+    weakest = tl.max(held, axis=1)
+    last = tl.load(starts + group + 1)
+    for first in range(tl.load(starts + group), last, tile):
+        at = first + tl.arange(0, tile)
+        window = tl.load(listed + at, mask=at < last, other=0)
+        random = tl.load(windows + window, mask=at < last, other=0).to(tl.uint64, bitcast=True)
+        key = _mixed(random[:, None] ^ number[None, :]).to(tl.int64, bitcast=True) ^ _EMPTY_KEY
+        key = tl.where((at < last)[:, None], key, _MOST)
+        best = tl.min(key, axis=0)
+        while tl.max((best < weakest).to(tl.int32), axis=0) > 0:
+            goes = tl.argmax(held, axis=1)
+            here = (slot[None, :] == goes[:, None]) & (best < weakest)[:, None]
+            # No two windows have the same number, so none the same priority.
+            mine = key == best[None, :]
+            held = tl.where(here, best[:, None], held)
+            holds = tl.where(here, tl.sum(tl.where(mine, window[:, None], 0), axis=0)[:, None], holds)
+            key = tl.where(mine, _MOST, key)
+            weakest = tl.max(held, axis=1)
+            best = tl.min(key, axis=0)
+    at = (neuron.to(tl.int64) * tl.num_programs(1) + group)[:, None] * n_slots + slot[None, :]
+    inside = (neuron < n_neurons)[:, None] & (slot < n_slots)[None, :]
+    tl.store(priorities + at, held, mask=inside)
+    tl.store(chosen + at, holds, mask=inside)
 
 
 @triton.jit(do_not_specialize=["n_windows", "most_steps"])
@@ -112,33 +166,23 @@ def window_sums(
     most_steps,
     low,
     high,
-    parts,
-    exponents,
+    powers,
     positive,
     faults,
     alarm,
-    lowest: tl.constexpr,
     chunk: tl.constexpr,
     block: tl.constexpr,
 ):
-    """Extremes of each window, and sums of the powers 1 to 4 over a chunk of windows.
+    """Extremes of each window, and its sums of the powers 1 to 4: a program for a block of neurons and some windows.
 
     `x` is (window, token, neuron) with neurons side by side; `lengths` and `is_open` (window,) int32. Fills `low` and
-    `high` (window, neuron) float32, and for each chunk `parts` (chunk, 5, 3, neuron) float64, `exponents` (chunk, 5,
-    neuron) and `positive` (chunk, neuron) int32. The fifth sum is the first power over open windows. Sets `faults`
-    (2, neuron) int8 where a sum is not finite, and where an activation of an open window, times `per_unit` (neuron,)
-    float32, is beyond `most_steps`; then `alarm` (1,) int32 is set too.
+    `high` (window, neuron) float32, `powers` (window, 4, neuron) float64, and for each chunk of windows `positive`
+    (chunk, neuron) int32. Sets `faults` (2, neuron) int8 where a sum is not finite, and where an activation of an open
+    window, times `per_unit` (neuron,) float32, is beyond `most_steps`; then `alarm` (1,) int32 is set too.
     """
     column = tl.program_id(0) * block + tl.arange(0, block)
     inside = column < n_neurons
     first = tl.program_id(1) * chunk
-    nothing = tl.zeros((block,), tl.float64)
-    bottom = tl.zeros((block,), tl.int32) + lowest
-    a0, a1, a2, a = nothing, nothing, nothing, bottom
-    b0, b1, b2, b = nothing, nothing, nothing, bottom
-    c0, c1, c2, c = nothing, nothing, nothing, bottom
-    d0, d1, d2, d = nothing, nothing, nothing, bottom
-    o0, o1, o2, o = nothing, nothing, nothing, bottom
     count = tl.zeros((block,), tl.int32)
     not_finite, too_strong = column < 0, column < 0
     steps = tl.load(per_unit + column, mask=inside, other=0.0).to(tl.float64)
@@ -149,18 +193,27 @@ def window_sums(
         end = length - 1
         lo = tl.load(row, mask=inside, other=0.0).to(tl.float32)
         hi = lo
-        for t in range(0, length, 4):
+        for t in range(0, length, 8):
             # Past the end the last token comes again, which changes no extreme.
             x0 = tl.load(row + t * token_stride, mask=inside, other=0.0).to(tl.float32)
             x1 = tl.load(row + tl.minimum(t + 1, end) * token_stride, mask=inside, other=0.0).to(tl.float32)
             x2 = tl.load(row + tl.minimum(t + 2, end) * token_stride, mask=inside, other=0.0).to(tl.float32)
             x3 = tl.load(row + tl.minimum(t + 3, end) * token_stride, mask=inside, other=0.0).to(tl.float32)
-            one, two = tl.where(x0 < x1, x0, x1), tl.where(x2 < x3, x2, x3)
-            one = tl.where(one < two, one, two)
-            lo = tl.where(one < lo, one, lo)
-            one, two = tl.where(x0 > x1, x0, x1), tl.where(x2 > x3, x2, x3)
-            one = tl.where(one > two, one, two)
-            hi = tl.where(one > hi, one, hi)
+            x4 = tl.load(row + tl.minimum(t + 4, end) * token_stride, mask=inside, other=0.0).to(tl.float32)
+            x5 = tl.load(row + tl.minimum(t + 5, end) * token_stride, mask=inside, other=0.0).to(tl.float32)
+            x6 = tl.load(row + tl.minimum(t + 6, end) * token_stride, mask=inside, other=0.0).to(tl.float32)
+            x7 = tl.load(row + tl.minimum(t + 7, end) * token_stride, mask=inside, other=0.0).to(tl.float32)
+            # These pass over NaN, which shows in the sums.
+            one, two = (
+                tl.minimum(tl.minimum(x0, x1), tl.minimum(x2, x3)),
+                tl.minimum(tl.minimum(x4, x5), tl.minimum(x6, x7)),
+            )
+            lo = tl.minimum(lo, tl.minimum(one, two))
+            one, two = (
+                tl.maximum(tl.maximum(x0, x1), tl.maximum(x2, x3)),
+                tl.maximum(tl.maximum(x4, x5), tl.maximum(x6, x7)),
+            )
+            hi = tl.maximum(hi, tl.maximum(one, two))
         at = wide * n_neurons + column
         tl.store(low + at, lo, mask=inside)
         tl.store(high + at, hi, mask=inside)
@@ -170,6 +223,7 @@ def window_sums(
         unusual = ((reach > 1e6) | ((reach > 0) & (reach < 1e-6))) & (reach - reach == 0)
         size = tl.maximum(tl.minimum(_exponent(reach.to(tl.float64)), 120), -120)
         unit = tl.where(unusual, _small_power_of_two(-size), 1.0)
+        nothing = tl.zeros((block,), tl.float64)
         whole1, whole2, whole3, whole4 = nothing, nothing, nothing, nothing
         for start in range(0, length, _TOKENS_PER_SUM):
             stop = tl.minimum(start + _TOKENS_PER_SUM, length)
@@ -210,32 +264,58 @@ def window_sums(
         m1, m2, m3, m4 = whole1 * back, whole2 * square, whole3 * square * back, whole4 * square * square
         middle2 = middle * middle
         p1 = m1 + tokens * middle
-        p2 = m2 + 2 * middle * m1 + tokens * middle2
-        p3 = m3 + 3 * middle * m2 + 3 * middle2 * m1 + tokens * middle2 * middle
-        p4 = m4 + 4 * middle * m3 + 6 * middle2 * m2 + 4 * middle2 * middle * m1 + tokens * middle2 * middle2
-        a0, a1, a2, a = _added(a0, a1, a2, a, p1)
-        b0, b1, b2, b = _added(b0, b1, b2, b, p2)
-        c0, c1, c2, c = _added(c0, c1, c2, c, p3)
-        d0, d1, d2, d = _added(d0, d1, d2, d, p4)
-        is_seen = tl.load(is_open + w) > 0
-        o0, o1, o2, o = _added(o0, o1, o2, o, tl.where(is_seen, p1, 0.0))
+        into = powers + 4 * wide * n_neurons + column
+        tl.store(into, p1, mask=inside)
+        tl.store(into + n_neurons, m2 + 2 * middle * m1 + tokens * middle2, mask=inside)
+        tl.store(into + 2 * n_neurons, m3 + 3 * middle * m2 + 3 * middle2 * m1 + tokens * middle2 * middle, mask=inside)
+        tl.store(
+            into + 3 * n_neurons,
+            m4 + 4 * middle * m3 + 6 * middle2 * m2 + 4 * middle2 * middle * m1 + tokens * middle2 * middle2,
+            mask=inside,
+        )
         not_finite = not_finite | (p1 - p1 != 0)
         strongest = tl.where(tl.abs(lo) > tl.abs(hi), tl.abs(lo), tl.abs(hi)).to(tl.float64) * steps
-        too_strong = too_strong | (tl.where(is_seen, strongest, 0.0) >= most_steps)
-    at = tl.program_id(1).to(tl.int64) * 5 * n_neurons
-    # Of each sum three parts lie one after the other, where its exponent lies alone.
-    parts += 3 * at + column
-    exponents += at + column
-    _put(parts, exponents, 0 * n_neurons, n_neurons, a0, a1, a2, a, inside)
-    _put(parts, exponents, 1 * n_neurons, n_neurons, b0, b1, b2, b, inside)
-    _put(parts, exponents, 2 * n_neurons, n_neurons, c0, c1, c2, c, inside)
-    _put(parts, exponents, 3 * n_neurons, n_neurons, d0, d1, d2, d, inside)
-    _put(parts, exponents, 4 * n_neurons, n_neurons, o0, o1, o2, o, inside)
+        too_strong = too_strong | (tl.where(tl.load(is_open + w) > 0, strongest, 0.0) >= most_steps)
     tl.store(positive + tl.program_id(1) * n_neurons + column, count, mask=inside)
     if tl.max(((not_finite | too_strong) & inside).to(tl.int32), axis=0) > 0:
         tl.store(faults + column, 1, mask=inside & not_finite)
         tl.store(faults + n_neurons + column, 1, mask=inside & too_strong)
         tl.store(alarm, 1)
+
+
+@triton.jit(do_not_specialize=["n_windows"])
+def add_windows(
+    powers,
+    is_open,
+    n_windows,
+    n_neurons,
+    parts,
+    exponents,
+    lowest: tl.constexpr,
+    chunk: tl.constexpr,
+    block: tl.constexpr,
+):
+    """Exact sums over a chunk of windows: a program for a block of neurons, a chunk, and one of five sums.
+
+    `powers` (window, 4, neuron) float64 and `is_open` (window,) int32 as `window_sums` has them. Fills `parts` (chunk,
+    5, 3, neuron) float64 and `exponents` (chunk, 5, neuron). The fifth sum is the first power over open windows.
+    """
+    column = tl.program_id(0) * block + tl.arange(0, block)
+    inside = column < n_neurons
+    which = tl.program_id(2)
+    first = tl.program_id(1) * chunk
+    p0, p1, p2 = tl.zeros((block,), tl.float64), tl.zeros((block,), tl.float64), tl.zeros((block,), tl.float64)
+    exponent = tl.zeros((block,), tl.int32) + lowest
+    row = powers + (which % 4) * n_neurons + column
+    for w in range(first, tl.minimum(first + chunk, n_windows)):
+        counts = tl.where(which < 4, 1, tl.load(is_open + w))
+        value = tl.load(row + (tl.zeros((block,), tl.int64) + w) * 4 * n_neurons, mask=inside, other=0.0)
+        p0, p1, p2, exponent = _added(p0, p1, p2, exponent, tl.where(counts > 0, value, 0.0))
+    at = (tl.zeros((block,), tl.int64) + tl.program_id(1) * 5 + which) * n_neurons
+    tl.store(parts + 3 * at + column, p0, mask=inside)
+    tl.store(parts + 3 * at + column + n_neurons, p1, mask=inside)
+    tl.store(parts + 3 * at + column + 2 * n_neurons, p2, mask=inside)
+    tl.store(exponents + at + column, exponent, mask=inside)
 
 
 @triton.jit(do_not_specialize=["n_chunks"])
@@ -266,13 +346,13 @@ def add_chunks(chunk_parts, chunk_exponents, n_chunks, n_neurons, parts, exponen
     tl.store(exponents + place, exponent, mask=inside)
 
 
-@triton.jit(do_not_specialize=["n_windows"])
+@triton.jit
 def offer(
     extremes,
     windows,
-    groups,
+    listed,
+    members,
     starts,
-    n_windows,
     n_neurons,
     n_slots,
     keys,
@@ -284,40 +364,42 @@ def offer(
     """Offer windows to the slots of the strongest ones: a program for a block of neurons and a group of slots.
 
     `extremes` (window, neuron) float32 are maxima for sign 1 and minima for sign -1. `windows` (window,) int32 are the
-    windows' numbers and `groups` (window,) int32 their groups, a bit each; group g has the slots `starts[g]` to
-    `starts[g + 1]`, at most `width`, of each neuron in `keys` (neuron, slot) int64. A key is the peak in a form that
-    sorts as whole numbers do, above WINDOW_MASK less the window.
+    windows' numbers. Those of group g are `listed` from `members[g]` to `members[g + 1]`, by their places in the piece;
+    it has the slots `starts[g]` to `starts[g + 1]`, at most `width`, of each neuron in `keys` (neuron, slot) int64. A
+    key is the peak in a form that sorts as whole numbers do, above WINDOW_MASK less the window.
     """
     neuron = tl.program_id(0) * block + tl.arange(0, block)
     group = tl.program_id(1)
-    slot = tl.load(starts + group) + tl.arange(0, width)
-    exists = (neuron < n_neurons)[:, None] & (slot < tl.load(starts + group + 1))[None, :]
-    at = neuron[:, None].to(tl.int64) * n_slots + slot[None, :]
-    # What is no slot never is the weakest.
-    held = tl.load(keys + at, mask=exists, other=_MOST)
-    weakest = tl.min(held, axis=1)
-    for first in range(0, n_windows, tile):
-        w = first + tl.arange(0, tile)
-        window = tl.load(windows + w, mask=w < n_windows, other=0)
-        member = ((tl.load(groups + w, mask=w < n_windows, other=0) >> group) & 1) > 0
-        inside = member[:, None] & (neuron < n_neurons)[None, :]
-        peak = tl.load(extremes + w[:, None].to(tl.int64) * n_neurons + neuron[None, :], mask=inside, other=0.0)
-        peak = sign * peak
-        # Zeros of both signs are equal.
-        bits = tl.where(peak == 0, 0.0, peak).to(tl.int32, bitcast=True)
-        bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-        key = (bits.to(tl.int64) << 32) | (window ^ _WINDOW_MASK).to(tl.int64)[:, None]
-        key = tl.where(inside, key, _EMPTY_KEY)
-        best = tl.max(key, axis=0)
-        while tl.max((best > weakest).to(tl.int32), axis=0) > 0:
-            # The strongest window left goes where the weakest one was, until none left is stronger than any kept.
-            goes = tl.argmin(held, axis=1)
-            here = (tl.arange(0, width)[None, :] == goes[:, None]) & (best > weakest)[:, None]
-            held = tl.where(here, best[:, None], held)
-            key = tl.where(key == best[None, :], _EMPTY_KEY, key)
-            weakest = tl.min(held, axis=1)
+    member, last = tl.load(members + group), tl.load(members + group + 1)
+    if member < last:
+        slot = tl.load(starts + group) + tl.arange(0, width)
+        exists = (neuron < n_neurons)[:, None] & (slot < tl.load(starts + group + 1))[None, :]
+        at = neuron[:, None].to(tl.int64) * n_slots + slot[None, :]
+        # What is no slot never is the weakest.
+        held = tl.load(keys + at, mask=exists, other=_MOST)
+        weakest = tl.min(held, axis=1)
+        for first in range(member, last, tile):
+            here = first + tl.arange(0, tile)
+            w = tl.load(listed + here, mask=here < last, other=0)
+            window = tl.load(windows + w, mask=here < last, other=0)
+            inside = (here < last)[:, None] & (neuron < n_neurons)[None, :]
+            peak = tl.load(extremes + w[:, None].to(tl.int64) * n_neurons + neuron[None, :], mask=inside, other=0.0)
+            peak = sign * peak
+            # Zeros of both signs are equal.
+            bits = tl.where(peak == 0, 0.0, peak).to(tl.int32, bitcast=True)
+            bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+            key = (bits.to(tl.int64) << 32) | (window ^ _WINDOW_MASK).to(tl.int64)[:, None]
+            key = tl.where(inside, key, _EMPTY_KEY)
             best = tl.max(key, axis=0)
-    tl.store(keys + at, held, mask=exists)
+            while tl.max((best > weakest).to(tl.int32), axis=0) > 0:
+                # The strongest window left goes where the weakest was, until none left is stronger than any kept.
+                goes = tl.argmin(held, axis=1)
+                into = (tl.arange(0, width)[None, :] == goes[:, None]) & (best > weakest)[:, None]
+                held = tl.where(into, best[:, None], held)
+                key = tl.where(key == best[None, :], _EMPTY_KEY, key)
+                weakest = tl.min(held, axis=1)
+                best = tl.max(key, axis=0)
+        tl.store(keys + at, held, mask=exists)
 
 
 @triton.jit(do_not_specialize=["n_all"])
@@ -382,6 +464,16 @@ def keep(
             tl.store(peaks + at, 0.0 - lo, mask=new)
 
 
+@triton.jit
+def _at_tokens(x, window_stride, token_stride, occurrences, first, last, n_tokens, column, inside, tile: tl.constexpr):
+    """Activations (tile, neuron) at some occurrences, zero behind the last."""
+    at = first + tl.arange(0, tile)
+    place = tl.load(occurrences + at, mask=at < last, other=0)
+    source = (place // n_tokens).to(tl.int64) * window_stride + (place % n_tokens).to(tl.int64) * token_stride
+    real = (at < last)[:, None] & inside[None, :]
+    return tl.load(x + source[:, None] + column[None, :], mask=real, other=0.0).to(tl.float32)
+
+
 @triton.jit(do_not_specialize=["n_tokens"])
 def add_tokens(
     x,
@@ -394,25 +486,37 @@ def add_tokens(
     per_unit,
     sums,
     block: tl.constexpr,
+    tile: tl.constexpr,
 ):
     """Add activations in whole steps to the sums of their tokens: a program for a block of neurons and a segment.
 
-    `occurrences` (occurrence,) int32 are places window * `n_tokens` + token in the piece. A segment, a row of
-    `segments` (segment, 3) int32, is a row of `sums` (row, neuron) int64 with the first and behind the last of its
+    `occurrences` (occurrence,) are places window * `n_tokens` + token in the piece. A segment, a row of `segments`
+    (segment, 3) int32, is a row of `sums` (row, neuron) int64 with the first and behind the last of its at most 512
     occurrences. `per_unit` (neuron,) float32 is steps per unit of the neuron, a power of two.
     """
     column = tl.program_id(0) * block + tl.arange(0, block)
     inside = column < n_neurons
     segment = segments + 3 * tl.program_id(1)
-    row, first, last = tl.load(segment), tl.load(segment + 1), tl.load(segment + 2)
-    steps = tl.load(per_unit + column, mask=inside, other=0.0).to(tl.float64)
-    total = tl.zeros((block,), tl.int64)
-    for occurrence in range(first, last):
-        place = tl.load(occurrences + occurrence)
-        source = (place // n_tokens).to(tl.int64) * window_stride + (place % n_tokens).to(tl.int64) * token_stride
-        value = tl.load(x + source + column, mask=inside, other=0.0).to(tl.float32).to(tl.float64) * steps
-        total += _rounded(value).to(tl.int64)
-    tl.atomic_add(sums + row.to(tl.int64) * n_neurons + column, total, mask=inside)
+    row, start, last = tl.load(segment), tl.load(segment + 1), tl.load(segment + 2)
+    steps = tl.load(per_unit + column, mask=inside, other=0.0)
+    # Below 2**22 steps, as nearly always, float32 and int32 hold all there is, and take a third of the time.
+    largest = tl.zeros((tile, block), tl.float32)
+    short = tl.zeros((tile, block), tl.int32)
+    for first in range(start, last, tile):
+        value = _at_tokens(x, window_stride, token_stride, occurrences, first, last, n_tokens, column, inside, tile)
+        value = value * steps[None, :]
+        largest = tl.maximum(largest, tl.abs(value))
+        # Adding 1.5 * 2**23 rounds to whole numbers, halves to even, and its last bits are that number.
+        short += (value + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
+    into = sums + row.to(tl.int64) * n_neurons + column
+    if tl.max(tl.max(largest, axis=1), axis=0) < 4194304.0:
+        tl.atomic_add(into, tl.sum(short, axis=0).to(tl.int64), mask=inside)
+    else:
+        total = tl.zeros((tile, block), tl.int64)
+        for first in range(start, last, tile):
+            value = _at_tokens(x, window_stride, token_stride, occurrences, first, last, n_tokens, column, inside, tile)
+            total += _rounded(value.to(tl.float64) * steps.to(tl.float64)[None, :]).to(tl.int64)
+        tl.atomic_add(into, tl.sum(total, axis=0), mask=inside)
 
 
 @triton.jit
@@ -430,16 +534,17 @@ def count_in_bins(
     """Count activations in bins: a program for a block of neurons and a window of the sample.
 
     A row of `sampled` (sampled window, 2) int32 is a window's place in the piece and its class; `histogram` is
-    (class, neuron, bin) int32.
+    (class, bin, neuron) int32, for neighbours often are in the same bin.
     """
     column = tl.program_id(0) * block + tl.arange(0, block)
     inside = column < n_neurons
     place = tl.load(sampled + 2 * tl.program_id(1))
     row = x + place.to(tl.int64) * window_stride + column
-    corner = histogram + (tl.load(sampled + 2 * tl.program_id(1) + 1) * n_neurons + column).to(tl.int64) * n_bins
+    corner = histogram + tl.load(sampled + 2 * tl.program_id(1) + 1).to(tl.int64) * n_bins * n_neurons + column
     for t in range(tl.load(lengths + place)):
         bits = tl.load(row + t * token_stride, mask=inside, other=0.0).to(tl.float32).to(tl.int32, bitcast=True)
         size = bits & 0x7FFFFFFF
         step = tl.minimum((size - _HISTOGRAM_BITS) >> 22, _HISTOGRAM_STEPS) + 1
         step = tl.where(size >= _HISTOGRAM_BITS, step, 0)
-        tl.atomic_add(corner + _HISTOGRAM_STEPS + 1 + tl.where(bits >= 0, step, -step), 1, mask=inside)
+        place = _HISTOGRAM_STEPS + 1 + tl.where(bits >= 0, step, -step)
+        tl.atomic_add(corner + place * n_neurons, 1, mask=inside)

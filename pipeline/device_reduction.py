@@ -3,9 +3,10 @@
 The counterpart of `pipeline.reduction.LayerReduction`, with the same result to the bit for the same activations. What
 is kept stays on the device until it is asked for; of the activations nothing is copied and nothing is stored.
 
-The host runs ahead of the device, and waits for it once for each piece of text.
+The host runs ahead of the device, at most two pieces of text.
 """
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,13 +27,17 @@ from pipeline.capture import (
     LayerCapture,
     Plan,
     Slots,
+    neuron_numbers,
 )
 from pipeline.errors import CaptureError, SubjectError
 from pipeline.kernels import LOWEST
-from pipeline.reduction import check_start, groups_of, members, random_windows, token_step
+from pipeline.reduction import check_start, groups_of, members, token_step
 from pipeline.tables import SPLITS
 
-CHUNK = 32
+WINDOWS = 4
+"""Windows that one program measures, one after the other."""
+
+CHUNK = 64
 """Windows whose sums one program adds up: fewer are more programs, more write less."""
 
 SEGMENT = 64
@@ -64,8 +69,10 @@ class _Piece:
 
     windows: NDArray[np.int64]
     numbers: torch.Tensor
-    groups: torch.Tensor
-    """(window,) int32: the groups of the strongest that each window belongs to, a bit each."""
+    listed: torch.Tensor
+    """The places in the piece of the windows of each group of the strongest, group after group."""
+    members: torch.Tensor
+    """(group + 1,) int32: where in `listed` each group begins."""
     lengths: torch.Tensor
     is_open: torch.Tensor
     sampled: torch.Tensor
@@ -86,46 +93,61 @@ class TextsOnDevice:
         self.plan = plan
         self.device = torch.device(device)
         self.groups = groups_of(plan)
-        self.starts = self.put(np.cumsum([0, *self.groups.values()]).astype(np.int32))
-        belongs = np.stack([members(plan, name) for name in self.groups], axis=1)
-        self._groups = (belongs.astype(np.int64) << np.arange(len(self.groups))).sum(axis=1).astype(np.int32)
+        self.starts = self.put(_starts(self.groups.values()))
+        self._belongs = np.stack([members(plan, name) for name in self.groups])
         self.places = torch.full((plan.n_windows,), -1, dtype=torch.int32, device=self.device)
         """(all windows,) int32: where in the piece each window is, -1 for nowhere."""
         self._piece: _Piece | None = None
         self.alarm = torch.zeros(1, dtype=torch.int32, device=self.device)
         """Not zero once any layer has found a fault."""
+        self._heard: tuple[torch.Tensor, torch.cuda.Event] | None = None
         self._layers: WeakSet[DeviceReduction] = WeakSet()
+        self._pinned = torch.empty(0, dtype=torch.uint8)
 
     def put(self, array: NDArray[Any]) -> torch.Tensor:
-        """The array on the device."""
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        """The array on the device, which is not waited for."""
+        there = torch.from_numpy(np.ascontiguousarray(array))
+        return there.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else there.clone()
+
+    def get(self, tensor: torch.Tensor) -> NDArray[Any]:
+        """A copy of a tensor in the memory of the host."""
+        if self.device.type != "cuda":
+            return np.asarray(tensor.clone().numpy())
+        if self._pinned.nbytes < tensor.nbytes:
+            self._pinned = torch.empty(tensor.nbytes, dtype=torch.uint8, pin_memory=True)
+        # A device fills pinned memory many times faster than any other, and all threads copy from there.
+        passing = self._pinned[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        found = torch.from_numpy(np.empty(tuple(tensor.shape), dtype=passing[:0].numpy().dtype))
+        return np.asarray(found.copy_(passing.copy_(tensor)).numpy())
 
     def current(self) -> AbstractContextManager[Any]:
         """Makes the device the one that kernels run on, in this thread."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def watch(self, layer: "DeviceReduction") -> None:
-        """Ask this layer for faults before the next piece."""
+        """Ask this layer for faults before the next pieces."""
         self._layers.add(layer)
 
     def piece(self, windows: NDArray[np.int64]) -> _Piece:
         """These windows as they are before all layers.
 
         Raises:
-            SubjectError: a layer found a fault in the piece before.
+            SubjectError: a layer found a fault in a piece before.
         """
         if self._piece is not None and np.array_equal(self._piece.windows, windows):
             return self._piece
-        if self.alarm.item():
+        if self._is_alarmed():
             for layer in sorted(self._layers, key=lambda one: one.layer):
                 layer.refuse_faults()
         plan = self.plan
         classes = np.minimum(plan.level[windows] - plan.histogram_level, HISTOGRAM_CLASSES - 1)
         sampled = np.flatnonzero(classes >= 0)
+        group, listed = np.nonzero(self._belongs[:, windows])
         piece = _Piece(
             windows=windows.copy(),
             numbers=self.put(windows.astype(np.int32)),
-            groups=self.put(self._groups[windows]),
+            listed=self.put(listed.astype(np.int32)),
+            members=self.put(_starts(np.bincount(group, minlength=len(self.groups)))),
             lengths=self.put(plan.lengths[windows].astype(np.int32)),
             is_open=self.put(plan.is_open[windows].astype(np.int32)),
             sampled=self.put(np.stack([sampled, classes[sampled]], axis=1).astype(np.int32)),
@@ -136,6 +158,38 @@ class TextsOnDevice:
         self._piece = piece
         return piece
 
+    def drawn(self, *, layer: int, n_neurons: int, seed: int) -> NDArray[np.int64]:
+        """`pipeline.reduction.random_windows` of the plan."""
+        plan, n_splits = self.plan, len(SPLITS)
+        shape = (n_neurons, n_splits, PER_SPLIT)
+        priorities, chosen = (torch.empty(shape, dtype=torch.int64, device=self.device) for _ in range(2))
+        numbers = (plan.random_numbers(layer=layer, seed=seed), neuron_numbers(n_neurons))
+        by_split = np.argsort(plan.split, kind="stable").astype(np.int32)
+        starts = _starts(np.bincount(plan.split, minlength=n_splits))
+        with self.current():
+            kernels.draw[-(-n_neurons // 16), n_splits](
+                *(self.put(some.view(np.int64)) for some in numbers), self.put(by_split), self.put(starts),
+                n_neurons, PER_SPLIT, priorities, chosen,
+                block=16, width=_power_above(PER_SPLIT), tile=32, num_warps=1,
+            )  # fmt: skip
+        return self.get(chosen.take_along_dim(priorities.argsort(dim=2), 2).view(n_neurons, -1))
+
+    def _is_alarmed(self) -> bool:
+        """Whether a layer had found a fault when the piece before the last one ended, if the device is a GPU."""
+        if self.device.type != "cuda":
+            return bool(self.alarm.item())
+        # What is asked for now is read when it is surely there, so that nothing waits.
+        before = self._heard
+        copied = torch.empty(1, dtype=torch.int32, pin_memory=True).copy_(self.alarm, non_blocking=True)
+        with self.current():
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+        self._heard = copied, event
+        if before is None:
+            return False
+        before[1].synchronize()
+        return bool(before[0].item())
+
     def tokens(self, piece: _Piece, lookup: NDArray[np.int32], *, length: int) -> _Tokens:
         """Where in a piece of windows of `length` tokens those of a lookup table (ascending token ids) occur."""
         if len(lookup) not in piece.tokens:
@@ -144,23 +198,24 @@ class TextsOnDevice:
 
     def _found(self, piece: _Piece, lookup: NDArray[np.int32], length: int) -> _Tokens:
         plan = self.plan
-        rows = np.full((len(piece.windows), length), -1, dtype=np.int32)
         row_of = np.full(int(lookup.max(initial=-1)) + 2, -1, dtype=np.int32)
         row_of[lookup] = np.arange(len(lookup))
-        for place, window in enumerate(piece.windows):
-            if plan.is_open[window]:
-                # A token behind the last of the table has the row of the last entry, which is none.
-                rows[place, : len(plan.tokens[window])] = row_of[np.minimum(plan.tokens[window], len(row_of) - 1)]
-        at = np.flatnonzero(rows >= 0).astype(np.int32)
-        found = rows.ravel()[at]
-        occurrences = at[np.argsort(found, kind="stable")]
-        counts = np.bincount(found, minlength=len(lookup))
+        rows = np.full((len(piece.windows), length), -1, dtype=np.int32)
+        for place in np.flatnonzero(plan.is_open[piece.windows]):
+            tokens = plan.tokens[piece.windows[place]]
+            rows[place, : len(tokens)] = tokens
+        # A token behind the last of the table has the row of the last entry, which is none; so has the end of a window.
+        rows = row_of[np.minimum(rows, len(row_of) - 1)]
+        known = rows >= 0
+        counts = np.bincount(rows[known], minlength=len(lookup))
+        # What is in no row comes first.
+        occurrences = self.put(rows).ravel().argsort(stable=True)[rows.size - int(counts.sum()) :]
         stops = np.cumsum(counts)
         pieces = -(-counts // SEGMENT)
         row = np.repeat(np.arange(len(lookup)), pieces)
         first = (stops - counts)[row] + SEGMENT * (np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces))
         segments = np.stack([row, first, np.minimum(first + SEGMENT, stops[row])], axis=1)
-        return _Tokens(counts, self.put(occurrences), self.put(segments.astype(np.int32)))
+        return _Tokens(counts, occurrences, self.put(segments.astype(np.int32)))
 
 
 class _Kept:
@@ -173,15 +228,15 @@ class _Kept:
         self.steps = torch.zeros((*shape, length), dtype=torch.int16, device=device)
         self.exponents = torch.zeros(shape, dtype=torch.int16, device=device)
 
-    def slots(self, order: torch.Tensor, plan: Plan) -> Slots:
+    def slots(self, order: torch.Tensor, texts: TextsOnDevice) -> Slots:
         """The slots (neuron, slot) of each neuron that `order` names, in its order."""
-        keys = torch.take_along_dim(self.keys, order, 1).numpy(force=True)
+        keys = texts.get(self.keys.take_along_dim(order, 1))
         windows = np.where(keys == kernels.EMPTY_KEY, -1, _window_of(keys))
         return Slots(
-            ids=np.append(plan.ids, EMPTY)[windows],
-            peaks=torch.take_along_dim(self.peaks, order, 1).numpy(force=True),
-            steps=torch.take_along_dim(self.steps, order[:, :, None], 1).numpy(force=True),
-            exponents=torch.take_along_dim(self.exponents, order, 1).numpy(force=True),
+            ids=np.append(texts.plan.ids, EMPTY)[windows],
+            peaks=texts.get(self.peaks.take_along_dim(order, 1)),
+            steps=texts.get(self.steps.take_along_dim(order[:, :, None], 1)),
+            exponents=texts.get(self.exponents.take_along_dim(order, 1)),
         )
 
     def put(self, neuron: torch.Tensor, slot: torch.Tensor, slots: Slots, at: tuple[NDArray[Any], ...]) -> None:
@@ -200,7 +255,7 @@ class DeviceReduction:
     """Reduces the batches of one layer as they come. `receive` each window once, then ask for the `result`.
 
     As `LayerReduction`, for activations that are on the device of `texts`, which all its layers share. A fault of the
-    activations is found later: before the next piece, or with the result.
+    activations is found later: before the next piece but one, or with the result.
 
     Raises:
         CaptureError: `start` belongs to another layer, model or plan.
@@ -240,7 +295,7 @@ class DeviceReduction:
         self._minimum = torch.full((n,), torch.inf, dtype=torch.float32, device=device)
         self._maximum = torch.full((n,), -torch.inf, dtype=torch.float32, device=device)
         self._positive = zeros(n, dtype=torch.int64)
-        self._histogram = zeros(HISTOGRAM_CLASSES, n, len(HISTOGRAM_EDGES) + 1, dtype=torch.int32)
+        self._histogram = zeros(HISTOGRAM_CLASSES, len(HISTOGRAM_EDGES) + 1, n, dtype=torch.int32)
         self._faults = zeros(2, n, dtype=torch.int8)
         polarities = ("+", "-") if signed else ("+",)
         early = min(plan.n_windows, MAXIMA)
@@ -250,7 +305,7 @@ class DeviceReduction:
             polarity: _Kept(torch.full((n, n_slots), kernels.EMPTY_KEY, dtype=torch.int64, device=device), length)
             for polarity in polarities
         }
-        self._chosen = random_windows(plan, layer=layer, n_neurons=n, seed=seed)
+        self._chosen = texts.drawn(layer=layer, n_neurons=n, seed=seed)
         self._random = _Kept(
             put(np.where(self._chosen < 0, kernels.EMPTY_KEY, kernels.WINDOW_MASK - self._chosen)), length
         )
@@ -276,7 +331,7 @@ class DeviceReduction:
     def result(self) -> LayerCapture:
         """What was kept so far, copied from the device."""
         self.refuse_faults()
-        plan, read = self.plan, self._read
+        plan, read, get = self.plan, self._read, self._texts.get
         early = np.flatnonzero(read[:MAXIMA])
         return LayerCapture(
             layer=self.layer,
@@ -285,23 +340,23 @@ class DeviceReduction:
             ids=plan.ids[read],
             count=int(plan.lengths[read].sum()),
             open_count=int(plan.lengths[read & plan.is_open].sum()),
-            sums=ExactSums(self._parts.numpy(force=True), self._exponents.numpy(force=True)),
+            sums=ExactSums(get(self._parts), get(self._exponents)),
             # Which of two zeros came first must not show.
-            minimum=self._minimum.numpy(force=True) + np.float32(0),
-            maximum=self._maximum.numpy(force=True) + np.float32(0),
-            positive=self._positive.numpy(force=True),
+            minimum=get(self._minimum) + np.float32(0),
+            maximum=get(self._maximum) + np.float32(0),
+            positive=get(self._positive),
             histogram_level=plan.histogram_level,
-            histogram=self._histogram.numpy(force=True).astype(np.int64),
+            histogram=get(self._histogram.transpose(1, 2).to(torch.int64)),
             strongest={
                 polarity: {name: self._strongest_of(polarity, name) for name in self._texts.groups}
                 for polarity in self._strongest
             },
             random={split: self._random_of(place) for place, split in enumerate(SPLITS)},
             maxima_ids=plan.ids[early],
-            maxima={polarity: maxima.numpy(force=True)[early] for polarity, maxima in self._maxima.items()},
+            maxima={polarity: get(maxima)[early] for polarity, maxima in self._maxima.items()},
             lookup=self._lookup,
             lookup_counts=self._counts.copy(),
-            token_sums=self._token_sums.numpy(force=True),
+            token_sums=get(self._token_sums),
             token_step=self._step,
         )
 
@@ -329,19 +384,23 @@ class DeviceReduction:
         piece = texts.piece(windows)
         tokens = texts.tokens(piece, self._lookup, length=x.shape[1])
         n_windows = len(windows)
-        n_chunks, n_blocks = -(-n_windows // CHUNK), -(-n // _BLOCK)
+        n_measured, n_chunks, n_blocks = -(-n_windows // WINDOWS), -(-n_windows // CHUNK), -(-n // _BLOCK)
         low, high = (torch.empty((n_windows, n), dtype=torch.float32, device=x.device) for _ in range(2))
+        powers = torch.empty((n_windows, 4, n), dtype=torch.float64, device=x.device)
+        positive = torch.empty((n_measured, n), dtype=torch.int32, device=x.device)
         parts = torch.empty((n_chunks, 5, 3, n), dtype=torch.float64, device=x.device)
         exponents = torch.empty((n_chunks, 5, n), dtype=torch.int32, device=x.device)
-        positive = torch.empty((n_chunks, n), dtype=torch.int32, device=x.device)
-        kernels.window_sums[n_blocks, n_chunks](
+        kernels.window_sums[n_blocks, n_measured](
             x, x.stride(0), x.stride(1), piece.lengths, piece.is_open, n_windows, n, self._per_unit, self._most_steps,
-            low, high, parts, exponents, positive, self._faults,
-            texts.alarm,
-            lowest=LOWEST, chunk=CHUNK, block=_BLOCK, **_EXACTLY,
+            low, high, powers, positive, self._faults, texts.alarm, chunk=WINDOWS, block=_BLOCK, **_EXACTLY,
         )  # fmt: skip
+        kernels.add_windows[n_blocks, n_chunks, 5](
+            powers, piece.is_open, n_windows, n, parts, exponents, lowest=LOWEST, chunk=CHUNK, block=_BLOCK, **_EXACTLY
+        )
         least, most, above = low.amin(dim=0), high.amax(dim=0), positive.sum(dim=0)
-        early = {polarity: (high if polarity == "+" else low)[piece.early] for polarity in self._maxima}
+        early = {}
+        if len(piece.early):
+            early = {polarity: (high if polarity == "+" else low)[piece.early] for polarity in self._maxima}
         # Memory may have run out until here, and nothing that is kept was changed yet.
         kernels.add_chunks[n_blocks, 5](
             parts, exponents, n_chunks, n, self._parts, self._exponents, block=_BLOCK, **_EXACTLY
@@ -357,17 +416,17 @@ class DeviceReduction:
                 self._histogram, block=_BLOCK,
             )  # fmt: skip
         if len(tokens.segments):
-            kernels.add_tokens[n_blocks, len(tokens.segments)](
+            kernels.add_tokens[-(-n // 1_024), len(tokens.segments)](
                 x, x.stride(0), x.stride(1), tokens.occurrences, tokens.segments, x.shape[1], n, self._per_unit,
-                self._token_sums, block=_BLOCK, **_EXACTLY,
+                self._token_sums, block=1_024, tile=2, **_EXACTLY,
             )  # fmt: skip
         self._counts += tokens.counts
         for polarity, kept in self._strongest.items():
             sign = 1 if polarity == "+" else -1
             kernels.offer[-(-n // 16), len(texts.groups)](
-                high if polarity == "+" else low, piece.numbers, piece.groups, texts.starts, n_windows, n,
+                high if polarity == "+" else low, piece.numbers, piece.listed, piece.members, texts.starts, n,
                 kept.keys.shape[1], kept.keys,
-                sign=sign, block=16, width=_power_above(max(texts.groups.values())), tile=32,
+                sign=sign, block=16, width=_power_above(max(texts.groups.values())), tile=128,
             )  # fmt: skip
             self._keep(kept, piece, x, low, high, sign=sign)
         self._keep(self._random, piece, x, low, high, sign=1)
@@ -392,7 +451,7 @@ class DeviceReduction:
         kept, columns = self._strongest[polarity], self._columns(group)
         keys = kept.keys[:, columns]
         filled = int((keys[:1] != kernels.EMPTY_KEY).sum())
-        return kept.slots(keys.argsort(dim=1, descending=True)[:, :filled] + columns.start, self.plan)
+        return kept.slots(keys.argsort(dim=1, descending=True)[:, :filled] + columns.start, self._texts)
 
     def _random_of(self, place: int) -> Slots:
         """The windows of a split that were read so far, in the order of the draw."""
@@ -400,7 +459,7 @@ class DeviceReduction:
         chosen = self._chosen[:, columns]
         missing = (chosen < 0) | ~self._read[chosen]
         order = np.argsort(missing, axis=1, kind="stable")[:, : int((~missing).sum(axis=1).max(initial=0))]
-        slots = self._random.slots(self._texts.put(order + columns.start), self.plan)
+        slots = self._random.slots(self._texts.put(order + columns.start), self._texts)
         slots.ids[np.take_along_axis(missing, order, axis=1)] = EMPTY
         return slots
 
@@ -415,7 +474,7 @@ class DeviceReduction:
         self._minimum.copy_(put(start.minimum))
         self._maximum.copy_(put(start.maximum))
         self._positive.copy_(put(start.positive))
-        self._histogram.copy_(put(start.histogram.astype(np.int32)))
+        self._histogram.copy_(put(start.histogram.astype(np.int32)).transpose(1, 2))
         early = put(np.searchsorted(plan.ids, start.maxima_ids))
         for polarity, kept in self._strongest.items():
             self._maxima[polarity][early] = put(start.maxima[polarity])
@@ -458,6 +517,11 @@ def _key_of(peaks: NDArray[np.float32], windows: NDArray[np.int64]) -> NDArray[n
 
 def _window_of(keys: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.asarray(kernels.WINDOW_MASK - (keys & kernels.WINDOW_MASK), dtype=np.int64)
+
+
+def _starts(sizes: Iterable[int]) -> NDArray[np.int32]:
+    """Where each of some groups of these sizes begins, and where the last ends."""
+    return np.cumsum([0, *sizes], dtype=np.int32)
 
 
 def _power_above(number: int) -> int:

@@ -223,11 +223,15 @@ class HuggingFaceSubject:
         import torch
 
         device = self._model.device
+
+        def there(array: np.ndarray) -> torch.Tensor:
+            # From pinned memory, or else a GPU would first be waited for.
+            given = torch.from_numpy(array)
+            return given.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else given.to(device)
+
         with torch.inference_mode():
             try:
-                self._model(
-                    input_ids=torch.from_numpy(ids).to(device), attention_mask=torch.from_numpy(mask).to(device)
-                )
+                self._model(input_ids=there(ids), attention_mask=there(mask))
             except _PassEndedError:
                 return
 
