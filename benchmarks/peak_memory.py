@@ -20,7 +20,7 @@ def main(folder: str, shape: str, windows: str, leg: str) -> None:
     layers = [site.layer for site in subject.layers()]
     if leg == "bare":
         for batch in islice(batches(planned, "cpu"), 2):
-            run(subject, planned, layers, batch, lambda *_: None)
+            run(subject, planned, layers, [batch], lambda *_: None)
     else:
         with Capturing(subject, planned, layers) as capturing:
             for batch in batches(planned, "cpu"):

@@ -224,6 +224,10 @@ class Slots:
             activations=np.ldexp(steps, exponents[:, None]),
         )
 
+    def part(self, slots: slice) -> "Slots":
+        """Some of the slots of each neuron. It shares memory with all."""
+        return Slots(self.ids[:, slots], self.peaks[:, slots], self.steps[:, slots], self.exponents[:, slots])
+
     def ordered(self, order: NDArray[np.intp]) -> "Slots":
         """The slots (neuron, slot) of each neuron named by `order`, in its order."""
         at = np.arange(len(order))[:, None], order

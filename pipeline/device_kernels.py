@@ -7,6 +7,7 @@ to the bit on either side. A program takes a block of neurons; neurons lie next 
     window_sums     extremes and power sums of each window
     add_windows     the windows' power sums, added exactly over a chunk of windows
     add_chunks      the chunks' sums, into those of the layer
+    add_extremes    the windows' extremes, into those of the layer
     offer           windows to the slots of the strongest ones
     keep            activations of the windows that are in the slots since this piece
     add_tokens      activations to the sums of their tokens
@@ -153,6 +154,19 @@ def draw(
     tl.store(chosen + at, holds, mask=inside)
 
 
+@triton.jit
+def _with_four(s1, s2, s3, s4, x0, x1, x2, x3, center, unit):
+    """Sums of the powers 1 to 4 of distances to a centre, with four more."""
+    x0, x1 = (x0 - center) * unit, (x1 - center) * unit
+    x2, x3 = (x2 - center) * unit, (x3 - center) * unit
+    q0, q1, q2, q3 = x0 * x0, x1 * x1, x2 * x2, x3 * x3
+    s1 += (x0 + x1) + (x2 + x3)
+    s2 += (q0 + q1) + (q2 + q3)
+    s3 += (x0 * q0 + x1 * q1) + (x2 * q2 + x3 * q3)
+    s4 += (q0 * q0 + q1 * q1) + (q2 * q2 + q3 * q3)
+    return s1, s2, s3, s4
+
+
 @triton.jit(do_not_specialize=["n_windows", "most_steps"])
 def window_sums(
     x,
@@ -170,19 +184,23 @@ def window_sums(
     positive,
     faults,
     alarm,
+    held: tl.constexpr,
     chunk: tl.constexpr,
     block: tl.constexpr,
 ):
     """Extremes of each window, and its sums of the powers 1 to 4: a program for a block of neurons and some windows.
 
-    `x` is (window, token, neuron) with neurons side by side; `lengths` and `is_open` (window,) int32. Fills `low` and
-    `high` (window, neuron) float32, `powers` (window, 4, neuron) float64, and for each chunk of windows `positive`
-    (chunk, neuron) int32. Sets `faults` (2, neuron) int8 where a sum is not finite, and where an activation of an open
-    window, times `per_unit` (neuron,) float32, is beyond `most_steps`; then `alarm` (1,) int32 is set too.
+    `x` is (window, token, neuron) with neurons side by side; `lengths` and `is_open` (window,) int32. If all windows
+    have `held` tokens, at most 64 and a multiple of 4, they are read once and held in registers; if it is 0, they are
+    read twice. Fills `low` and `high` (window, neuron) float32, `powers` (window, 4, neuron) float64, and for each chunk
+    of windows `positive` (chunk, neuron) int32. Sets `faults` (2, neuron) int8 where a sum is not finite, and where an
+    activation of an open window, times `per_unit` (neuron,) float32, is beyond `most_steps`; then `alarm` (1,) int32 is
+    set too.
     """
     column = tl.program_id(0) * block + tl.arange(0, block)
     inside = column < n_neurons
     first = tl.program_id(1) * chunk
+    nothing, none = tl.zeros((block,), tl.float64), tl.zeros((block,), tl.float32)
     count = tl.zeros((block,), tl.int32)
     not_finite, too_strong = column < 0, column < 0
     steps = tl.load(per_unit + column, mask=inside, other=0.0).to(tl.float64)
@@ -190,30 +208,23 @@ def window_sums(
         length = tl.load(lengths + w)
         wide = tl.zeros((block,), tl.int64) + w
         row = x + wide * window_stride + column
-        end = length - 1
-        lo = tl.load(row, mask=inside, other=0.0).to(tl.float32)
-        hi = lo
-        for t in range(0, length, 8):
-            # Past the end the last token comes again, which changes no extreme.
-            x0 = tl.load(row + t * token_stride, mask=inside, other=0.0).to(tl.float32)
-            x1 = tl.load(row + tl.minimum(t + 1, end) * token_stride, mask=inside, other=0.0).to(tl.float32)
-            x2 = tl.load(row + tl.minimum(t + 2, end) * token_stride, mask=inside, other=0.0).to(tl.float32)
-            x3 = tl.load(row + tl.minimum(t + 3, end) * token_stride, mask=inside, other=0.0).to(tl.float32)
-            x4 = tl.load(row + tl.minimum(t + 4, end) * token_stride, mask=inside, other=0.0).to(tl.float32)
-            x5 = tl.load(row + tl.minimum(t + 5, end) * token_stride, mask=inside, other=0.0).to(tl.float32)
-            x6 = tl.load(row + tl.minimum(t + 6, end) * token_stride, mask=inside, other=0.0).to(tl.float32)
-            x7 = tl.load(row + tl.minimum(t + 7, end) * token_stride, mask=inside, other=0.0).to(tl.float32)
-            # These pass over NaN, which shows in the sums.
-            one, two = (
-                tl.minimum(tl.minimum(x0, x1), tl.minimum(x2, x3)),
-                tl.minimum(tl.minimum(x4, x5), tl.minimum(x6, x7)),
-            )
-            lo = tl.minimum(lo, tl.minimum(one, two))
-            one, two = (
-                tl.maximum(tl.maximum(x0, x1), tl.maximum(x2, x3)),
-                tl.maximum(tl.maximum(x4, x5), tl.maximum(x6, x7)),
-            )
-            hi = tl.maximum(hi, tl.maximum(one, two))
+        # The extremes pass over NaN, which shows in the sums.
+        if held > 0:
+            xs: tl.tuple = ()
+            for t in tl.static_range(held):
+                xs = xs + (tl.load(row + t * token_stride, mask=inside, other=0.0),)
+            lo = xs[0].to(tl.float32)
+            hi = lo
+            for t in tl.static_range(1, held):
+                lo = tl.minimum(lo, xs[t].to(tl.float32))
+                hi = tl.maximum(hi, xs[t].to(tl.float32))
+        else:
+            lo = tl.load(row, mask=inside, other=0.0).to(tl.float32)
+            hi = lo
+            for t in range(1, length):
+                x0 = tl.load(row + t * token_stride, mask=inside, other=0.0).to(tl.float32)
+                lo = tl.minimum(lo, x0)
+                hi = tl.maximum(hi, x0)
         at = wide * n_neurons + column
         tl.store(low + at, lo, mask=inside)
         tl.store(high + at, hi, mask=inside)
@@ -223,39 +234,42 @@ def window_sums(
         unusual = ((reach > 1e6) | ((reach > 0) & (reach < 1e-6))) & (reach - reach == 0)
         size = tl.maximum(tl.minimum(_exponent(reach.to(tl.float64)), 120), -120)
         unit = tl.where(unusual, _small_power_of_two(-size), 1.0)
-        nothing = tl.zeros((block,), tl.float64)
         whole1, whole2, whole3, whole4 = nothing, nothing, nothing, nothing
-        for start in range(0, length, _TOKENS_PER_SUM):
-            stop = tl.minimum(start + _TOKENS_PER_SUM, length)
-            fours = start + (stop - start) // 4 * 4
-            s1, s2 = tl.zeros((block,), tl.float32), tl.zeros((block,), tl.float32)
-            s3, s4 = tl.zeros((block,), tl.float32), tl.zeros((block,), tl.float32)
-            for t in range(start, fours, 4):
-                x0 = tl.load(row + t * token_stride, mask=inside, other=0.0).to(tl.float32)
-                x1 = tl.load(row + (t + 1) * token_stride, mask=inside, other=0.0).to(tl.float32)
-                x2 = tl.load(row + (t + 2) * token_stride, mask=inside, other=0.0).to(tl.float32)
-                x3 = tl.load(row + (t + 3) * token_stride, mask=inside, other=0.0).to(tl.float32)
+        if held > 0:
+            s1, s2, s3, s4 = none, none, none, none
+            for t in tl.static_range(0, held, 4):
+                x0, x1 = xs[t].to(tl.float32), xs[t + 1].to(tl.float32)
+                x2, x3 = xs[t + 2].to(tl.float32), xs[t + 3].to(tl.float32)
                 count += (x0 > 0).to(tl.int32) + (x1 > 0).to(tl.int32) + (x2 > 0).to(tl.int32) + (x3 > 0).to(tl.int32)
-                x0, x1 = (x0 - center) * unit, (x1 - center) * unit
-                x2, x3 = (x2 - center) * unit, (x3 - center) * unit
-                q0, q1, q2, q3 = x0 * x0, x1 * x1, x2 * x2, x3 * x3
-                s1 += (x0 + x1) + (x2 + x3)
-                s2 += (q0 + q1) + (q2 + q3)
-                s3 += (x0 * q0 + x1 * q1) + (x2 * q2 + x3 * q3)
-                s4 += (q0 * q0 + q1 * q1) + (q2 * q2 + q3 * q3)
-            for t in range(fours, stop):
-                x0 = tl.load(row + t * token_stride, mask=inside, other=0.0).to(tl.float32)
-                count += (x0 > 0).to(tl.int32)
-                x0 = (x0 - center) * unit
-                q0 = x0 * x0
-                s1 += x0
-                s2 += q0
-                s3 += x0 * q0
-                s4 += q0 * q0
-            whole1 += s1.to(tl.float64)
-            whole2 += s2.to(tl.float64)
-            whole3 += s3.to(tl.float64)
-            whole4 += s4.to(tl.float64)
+                s1, s2, s3, s4 = _with_four(s1, s2, s3, s4, x0, x1, x2, x3, center, unit)
+            whole1, whole2 = s1.to(tl.float64), s2.to(tl.float64)
+            whole3, whole4 = s3.to(tl.float64), s4.to(tl.float64)
+        else:
+            for start in range(0, length, _TOKENS_PER_SUM):
+                stop = tl.minimum(start + _TOKENS_PER_SUM, length)
+                fours = start + (stop - start) // 4 * 4
+                s1, s2, s3, s4 = none, none, none, none
+                for t in range(start, fours, 4):
+                    x0 = tl.load(row + t * token_stride, mask=inside, other=0.0).to(tl.float32)
+                    x1 = tl.load(row + (t + 1) * token_stride, mask=inside, other=0.0).to(tl.float32)
+                    x2 = tl.load(row + (t + 2) * token_stride, mask=inside, other=0.0).to(tl.float32)
+                    x3 = tl.load(row + (t + 3) * token_stride, mask=inside, other=0.0).to(tl.float32)
+                    count += (x0 > 0).to(tl.int32) + (x1 > 0).to(tl.int32)
+                    count += (x2 > 0).to(tl.int32) + (x3 > 0).to(tl.int32)
+                    s1, s2, s3, s4 = _with_four(s1, s2, s3, s4, x0, x1, x2, x3, center, unit)
+                for t in range(fours, stop):
+                    x0 = tl.load(row + t * token_stride, mask=inside, other=0.0).to(tl.float32)
+                    count += (x0 > 0).to(tl.int32)
+                    x0 = (x0 - center) * unit
+                    q0 = x0 * x0
+                    s1 += x0
+                    s2 += q0
+                    s3 += x0 * q0
+                    s4 += q0 * q0
+                whole1 += s1.to(tl.float64)
+                whole2 += s2.to(tl.float64)
+                whole3 += s3.to(tl.float64)
+                whole4 += s4.to(tl.float64)
         # From the middle of the window's range to zero.
         tokens = length.to(tl.float64)
         middle = center.to(tl.float64)
@@ -344,6 +358,43 @@ def add_chunks(chunk_parts, chunk_exponents, n_chunks, n_neurons, parts, exponen
     tl.store(parts + n_neurons, p1, mask=inside)
     tl.store(parts + 2 * n_neurons, p2, mask=inside)
     tl.store(exponents + place, exponent, mask=inside)
+
+
+@triton.jit(do_not_specialize=["n_windows", "n_chunks"])
+def add_extremes(
+    low,
+    high,
+    positive,
+    n_windows,
+    n_chunks,
+    n_neurons,
+    minimum,
+    maximum,
+    total,
+    block: tl.constexpr,
+    tile: tl.constexpr,
+):
+    """Take the windows' extremes and counts into those of the layer: a program for a block of neurons.
+
+    `low` and `high` (window, neuron) and `positive` (chunk, neuron) as `window_sums` has them; `minimum` and `maximum`
+    (neuron,) float32 and `total` (neuron,) int64.
+    """
+    column = tl.program_id(0) * block + tl.arange(0, block)
+    inside = column < n_neurons
+    lo = tl.zeros((tile, block), tl.float32) + tl.load(minimum + column, mask=inside, other=0.0)[None, :]
+    hi = tl.zeros((tile, block), tl.float32) + tl.load(maximum + column, mask=inside, other=0.0)[None, :]
+    count = tl.zeros((tile, block), tl.int32)
+    for first in range(0, n_windows, tile):
+        row = (first + tl.arange(0, tile))[:, None]
+        at = row.to(tl.int64) * n_neurons + column[None, :]
+        real = (row < n_windows) & inside[None, :]
+        lo = tl.minimum(lo, tl.load(low + at, mask=real, other=float("inf")))
+        hi = tl.maximum(hi, tl.load(high + at, mask=real, other=float("-inf")))
+        count += tl.load(positive + at, mask=(row < n_chunks) & inside[None, :], other=0)
+    tl.store(minimum + column, tl.min(lo, axis=0), mask=inside)
+    tl.store(maximum + column, tl.max(hi, axis=0), mask=inside)
+    before = tl.load(total + column, mask=inside, other=0)
+    tl.store(total + column, before + tl.sum(count, axis=0), mask=inside)
 
 
 @triton.jit
@@ -465,13 +516,11 @@ def keep(
 
 
 @triton.jit
-def _at_tokens(x, window_stride, token_stride, occurrences, first, last, n_tokens, column, inside, tile: tl.constexpr):
-    """Activations (tile, neuron) at some occurrences, zero behind the last."""
-    at = first + tl.arange(0, tile)
-    place = tl.load(occurrences + at, mask=at < last, other=0)
+def _at_token(x, window_stride, token_stride, occurrences, occurrence, last, n_tokens, column, inside):
+    """Activations (neuron,) at an occurrence of a token, zero behind the last."""
+    place = tl.load(occurrences + occurrence, mask=occurrence < last, other=0)
     source = (place // n_tokens).to(tl.int64) * window_stride + (place % n_tokens).to(tl.int64) * token_stride
-    real = (at < last)[:, None] & inside[None, :]
-    return tl.load(x + source[:, None] + column[None, :], mask=real, other=0.0).to(tl.float32)
+    return tl.load(x + source + column, mask=inside & (column * 0 + occurrence < last), other=0.0).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["n_tokens"])
@@ -485,38 +534,40 @@ def add_tokens(
     n_neurons,
     per_unit,
     sums,
+    at_once: tl.constexpr,
     block: tl.constexpr,
-    tile: tl.constexpr,
 ):
     """Add activations in whole steps to the sums of their tokens: a program for a block of neurons and a segment.
 
     `occurrences` (occurrence,) are places window * `n_tokens` + token in the piece. A segment, a row of `segments`
     (segment, 3) int32, is a row of `sums` (row, neuron) int64 with the first and behind the last of its at most 512
-    occurrences. `per_unit` (neuron,) float32 is steps per unit of the neuron, a power of two.
+    occurrences, of which `at_once` are read at once. `per_unit` (neuron,) float32 is steps per unit of the neuron, a
+    power of two.
     """
     column = tl.program_id(0) * block + tl.arange(0, block)
     inside = column < n_neurons
     segment = segments + 3 * tl.program_id(1)
     row, start, last = tl.load(segment), tl.load(segment + 1), tl.load(segment + 2)
     steps = tl.load(per_unit + column, mask=inside, other=0.0)
-    # Below 2**22 steps, as nearly always, float32 and int32 hold all there is, and take a third of the time.
-    largest = tl.zeros((tile, block), tl.float32)
-    short = tl.zeros((tile, block), tl.int32)
-    for first in range(start, last, tile):
-        value = _at_tokens(x, window_stride, token_stride, occurrences, first, last, n_tokens, column, inside, tile)
-        value = value * steps[None, :]
-        largest = tl.maximum(largest, tl.abs(value))
-        # Adding 1.5 * 2**23 rounds to whole numbers, halves to even, and its last bits are that number.
-        short += (value + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
+    # Below 2**22 steps, as nearly always, float32 and int32 hold all there is, and take less time.
+    largest = tl.zeros((block,), tl.float32)
+    short = tl.zeros((block,), tl.int32)
+    for first in range(start, last, at_once):
+        for i in tl.static_range(at_once):
+            value = _at_token(x, window_stride, token_stride, occurrences, first + i, last, n_tokens, column, inside)
+            value *= steps
+            largest = tl.maximum(largest, tl.abs(value))
+            # Adding 1.5 * 2**23 rounds to whole numbers, halves to even, and its last bits are that number.
+            short += (value + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
     into = sums + row.to(tl.int64) * n_neurons + column
-    if tl.max(tl.max(largest, axis=1), axis=0) < 4194304.0:
-        tl.atomic_add(into, tl.sum(short, axis=0).to(tl.int64), mask=inside)
+    if tl.max(largest, axis=0) < 4194304.0:
+        tl.atomic_add(into, short.to(tl.int64), mask=inside)
     else:
-        total = tl.zeros((tile, block), tl.int64)
-        for first in range(start, last, tile):
-            value = _at_tokens(x, window_stride, token_stride, occurrences, first, last, n_tokens, column, inside, tile)
-            total += _rounded(value.to(tl.float64) * steps.to(tl.float64)[None, :]).to(tl.int64)
-        tl.atomic_add(into, tl.sum(total, axis=0), mask=inside)
+        total = tl.zeros((block,), tl.int64)
+        for one in range(start, last):
+            value = _at_token(x, window_stride, token_stride, occurrences, one, last, n_tokens, column, inside)
+            total += _rounded(value.to(tl.float64) * steps.to(tl.float64)).to(tl.int64)
+        tl.atomic_add(into, total, mask=inside)
 
 
 @triton.jit
@@ -546,5 +597,5 @@ def count_in_bins(
         size = bits & 0x7FFFFFFF
         step = tl.minimum((size - _HISTOGRAM_BITS) >> 22, _HISTOGRAM_STEPS) + 1
         step = tl.where(size >= _HISTOGRAM_BITS, step, 0)
-        place = _HISTOGRAM_STEPS + 1 + tl.where(bits >= 0, step, -step)
-        tl.atomic_add(corner + place * n_neurons, 1, mask=inside)
+        into = _HISTOGRAM_STEPS + 1 + tl.where(bits >= 0, step, -step)
+        tl.atomic_add(corner + into * n_neurons, 1, mask=inside)

@@ -30,7 +30,7 @@ from pipeline.capture import (
     neuron_numbers,
 )
 from pipeline.errors import CaptureError, SubjectError
-from pipeline.kernels import LOWEST
+from pipeline.kernels import LOWEST, TOKENS_PER_SUM
 from pipeline.reduction import check_start, groups_of, members, token_step
 from pipeline.tables import SPLITS
 
@@ -40,7 +40,7 @@ WINDOWS = 4
 CHUNK = 64
 """Windows whose sums one program adds up: fewer are more programs, more write less."""
 
-SEGMENT = 64
+SEGMENT = 32
 """Occurrences of one token that one program adds up."""
 
 SANE = 2**50
@@ -68,6 +68,8 @@ class _Piece:
     """Windows that are before all layers, and what each needs to know of them."""
 
     windows: NDArray[np.int64]
+    again: NDArray[np.bool_]
+    """Which of them are there more than once."""
     numbers: torch.Tensor
     listed: torch.Tensor
     """The places in the piece of the windows of each group of the strongest, group after group."""
@@ -143,8 +145,10 @@ class TextsOnDevice:
         classes = np.minimum(plan.level[windows] - plan.histogram_level, HISTOGRAM_CLASSES - 1)
         sampled = np.flatnonzero(classes >= 0)
         group, listed = np.nonzero(self._belongs[:, windows])
+        distinct, times = np.unique(windows, return_counts=True)
         piece = _Piece(
             windows=windows.copy(),
+            again=np.isin(windows, distinct[times > 1]),
             numbers=self.put(windows.astype(np.int32)),
             listed=self.put(listed.astype(np.int32)),
             members=self.put(_starts(np.bincount(group, minlength=len(self.groups)))),
@@ -320,11 +324,10 @@ class DeviceReduction:
             SubjectError: an activation of a batch before was NaN, infinite, or beyond all measure of the probe.
             CaptureError: a window came before.
         """
-        distinct, times = np.unique(windows, return_counts=True)
-        twice = distinct[self._read[distinct] | (times > 1)]
-        if len(twice):
-            raise CaptureError(f"window {twice[0]} came twice to layer {self.layer}")
         with self._texts.current():
+            twice = windows[self._read[windows] | self._texts.piece(windows).again]
+            if len(twice):
+                raise CaptureError(f"window {twice.min()} came twice to layer {self.layer}")
             self._take(windows, activations if activations.stride(2) == 1 else activations.contiguous())
         self._read[windows] = True
 
@@ -347,11 +350,8 @@ class DeviceReduction:
             positive=get(self._positive),
             histogram_level=plan.histogram_level,
             histogram=get(self._histogram.transpose(1, 2).to(torch.int64)),
-            strongest={
-                polarity: {name: self._strongest_of(polarity, name) for name in self._texts.groups}
-                for polarity in self._strongest
-            },
-            random={split: self._random_of(place) for place, split in enumerate(SPLITS)},
+            strongest={polarity: self._groups_of(kept) for polarity, kept in self._strongest.items()},
+            random=self._splits(),
             maxima_ids=plan.ids[early],
             maxima={polarity: get(maxima)[early] for polarity, maxima in self._maxima.items()},
             lookup=self._lookup,
@@ -383,33 +383,49 @@ class DeviceReduction:
         texts, n = self._texts, self._n
         piece = texts.piece(windows)
         tokens = texts.tokens(piece, self._lookup, length=x.shape[1])
-        n_windows = len(windows)
+        n_windows, length = len(windows), x.shape[1]
         n_measured, n_chunks, n_blocks = -(-n_windows // WINDOWS), -(-n_windows // CHUNK), -(-n // _BLOCK)
         low, high = (torch.empty((n_windows, n), dtype=torch.float32, device=x.device) for _ in range(2))
         powers = torch.empty((n_windows, 4, n), dtype=torch.float64, device=x.device)
         positive = torch.empty((n_measured, n), dtype=torch.int32, device=x.device)
         parts = torch.empty((n_chunks, 5, 3, n), dtype=torch.float64, device=x.device)
         exponents = torch.empty((n_chunks, 5, n), dtype=torch.int32, device=x.device)
-        kernels.window_sums[n_blocks, n_measured](
+        holds = length % 4 == 0 and length <= TOKENS_PER_SUM
+        width = 512 // x.element_size()
+        kernels.window_sums[-(-n // width), n_measured](
             x, x.stride(0), x.stride(1), piece.lengths, piece.is_open, n_windows, n, self._per_unit, self._most_steps,
-            low, high, powers, positive, self._faults, texts.alarm, chunk=WINDOWS, block=_BLOCK, **_EXACTLY,
+            low, high, powers, positive, self._faults, texts.alarm,
+            held=length if holds else 0, chunk=WINDOWS, block=width, **_EXACTLY,
         )  # fmt: skip
         kernels.add_windows[n_blocks, n_chunks, 5](
             powers, piece.is_open, n_windows, n, parts, exponents, lowest=LOWEST, chunk=CHUNK, block=_BLOCK, **_EXACTLY
         )
-        least, most, above = low.amin(dim=0), high.amax(dim=0), positive.sum(dim=0)
         early = {}
         if len(piece.early):
-            early = {polarity: (high if polarity == "+" else low)[piece.early] for polarity in self._maxima}
+            # A zero of either sign becomes the same.
+            early = {
+                polarity: high[piece.early] + 0.0 if polarity == "+" else 0.0 - low[piece.early]
+                for polarity in self._maxima
+            }
         # Memory may have run out until here, and nothing that is kept was changed yet.
         kernels.add_chunks[n_blocks, 5](
             parts, exponents, n_chunks, n, self._parts, self._exponents, block=_BLOCK, **_EXACTLY
         )
-        torch.minimum(self._minimum, least, out=self._minimum)
-        torch.maximum(self._maximum, most, out=self._maximum)
-        self._positive += above
-        for polarity, extremes in early.items():
-            self._maxima[polarity][piece.numbers[piece.early]] = extremes + 0.0 if polarity == "+" else 0.0 - extremes
+        kernels.add_extremes[-(-n // 32),](
+            low,
+            high,
+            positive,
+            n_windows,
+            n_measured,
+            n,
+            self._minimum,
+            self._maximum,
+            self._positive,
+            block=32,
+            tile=128,
+        )
+        for polarity, strongest in early.items():
+            self._maxima[polarity][piece.numbers[piece.early]] = strongest
         if len(piece.sampled):
             kernels.count_in_bins[n_blocks, len(piece.sampled)](
                 x, x.stride(0), x.stride(1), piece.lengths, piece.sampled, n, len(HISTOGRAM_EDGES) + 1,
@@ -418,15 +434,15 @@ class DeviceReduction:
         if len(tokens.segments):
             kernels.add_tokens[-(-n // 1_024), len(tokens.segments)](
                 x, x.stride(0), x.stride(1), tokens.occurrences, tokens.segments, x.shape[1], n, self._per_unit,
-                self._token_sums, block=1_024, tile=2, **_EXACTLY,
+                self._token_sums, at_once=4, block=1_024, **_EXACTLY,
             )  # fmt: skip
         self._counts += tokens.counts
         for polarity, kept in self._strongest.items():
             sign = 1 if polarity == "+" else -1
-            kernels.offer[-(-n // 16), len(texts.groups)](
+            kernels.offer[-(-n // 8), len(texts.groups)](
                 high if polarity == "+" else low, piece.numbers, piece.listed, piece.members, texts.starts, n,
                 kept.keys.shape[1], kept.keys,
-                sign=sign, block=16, width=_power_above(max(texts.groups.values())), tile=128,
+                sign=sign, block=8, width=_power_above(max(texts.groups.values())), tile=128,
             )  # fmt: skip
             self._keep(kept, piece, x, low, high, sign=sign)
         self._keep(self._random, piece, x, low, high, sign=1)
@@ -446,22 +462,26 @@ class DeviceReduction:
         first = sum(sizes[: list(self._texts.groups).index(group)])
         return slice(first, first + self._texts.groups[group])
 
-    def _strongest_of(self, polarity: str, group: str) -> Slots:
-        """The filled slots of a group, which are as many for each neuron, strongest first."""
-        kept, columns = self._strongest[polarity], self._columns(group)
-        keys = kept.keys[:, columns]
-        filled = int((keys[:1] != kernels.EMPTY_KEY).sum())
-        return kept.slots(keys.argsort(dim=1, descending=True)[:, :filled] + columns.start, self._texts)
+    def _groups_of(self, kept: _Kept) -> dict[str, Slots]:
+        """The filled slots of each group, which are as many for each neuron, strongest first."""
+        columns = {group: self._columns(group) for group in self._texts.groups}
+        order = [kept.keys[:, some].argsort(dim=1, descending=True) + some.start for some in columns.values()]
+        slots = kept.slots(torch.cat(order, dim=1), self._texts)
+        filled = {group: int((slots.ids[:1, some] != EMPTY).sum()) for group, some in columns.items()}
+        return {group: slots.part(slice(some.start, some.start + filled[group])) for group, some in columns.items()}
 
-    def _random_of(self, place: int) -> Slots:
-        """The windows of a split that were read so far, in the order of the draw."""
-        columns = slice(place * PER_SPLIT, (place + 1) * PER_SPLIT)
-        chosen = self._chosen[:, columns]
-        missing = (chosen < 0) | ~self._read[chosen]
-        order = np.argsort(missing, axis=1, kind="stable")[:, : int((~missing).sum(axis=1).max(initial=0))]
-        slots = self._random.slots(self._texts.put(order + columns.start), self._texts)
-        slots.ids[np.take_along_axis(missing, order, axis=1)] = EMPTY
-        return slots
+    def _splits(self) -> dict[str, Slots]:
+        """Of each split the random windows that were read so far, in the order of the draw."""
+        missing = ((self._chosen < 0) | ~self._read[self._chosen]).reshape(self._n, len(SPLITS), PER_SPLIT)
+        order = missing.argsort(axis=2, kind="stable")
+        first = PER_SPLIT * np.arange(len(SPLITS))
+        slots = self._random.slots(self._texts.put((order + first[:, None]).reshape(self._n, -1)), self._texts)
+        slots.ids[np.take_along_axis(missing, order, axis=2).reshape(self._n, -1)] = EMPTY
+        filled = (~missing).sum(axis=2).max(axis=0, initial=0)
+        return {
+            split: slots.part(slice(start, start + count))
+            for split, start, count in zip(SPLITS, first, filled, strict=True)
+        }
 
     def _continue(self, start: LayerCapture) -> None:
         """Take over everything from a capture of some windows of the same plan."""

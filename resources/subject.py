@@ -583,12 +583,12 @@ class HuggingFaceSubject:
         a_token = 4 * (16 * anatomy.width + 8 * max(anatomy.widths))
         return int(min(max(free // 2 // a_token, 1), MOST_TOKENS_OF_A_PIECE))
 
-    def _check_tokens(self, tokens: Sequence[int]) -> None:
+    def _check_tokens(self, tokens: np.ndarray) -> None:
         vocabulary = self._anatomy.vocabulary
-        if len(tokens) and (min(tokens) < 0 or max(tokens) >= vocabulary):
-            wrong = next(token for token in tokens if not 0 <= token < vocabulary)
+        wrong = tokens[(tokens < 0) | (tokens >= vocabulary)]
+        if len(wrong):
             raise SubjectError(
-                f"token id {wrong} is outside of the vocabulary of {self.name!r}: expected 0 to {vocabulary - 1}. "
+                f"token id {wrong[0]} is outside of the vocabulary of {self.name!r}: expected 0 to {vocabulary - 1}. "
                 "The windows were made with another tokenizer."
             )
 
@@ -608,15 +608,15 @@ class HuggingFaceSubject:
                 f"a window of {max(lengths)} tokens is too long for {self.name!r}: expected at most {limit} tokens "
                 f"with {len(text.prefix) + len(text.suffix)} special tokens around them."
             )
-        needed = len(text.prefix) + max(lengths) + len(text.suffix)
+        tokens = np.asarray(batch, dtype=np.int64)
+        self._check_tokens(tokens)
+        start, stop = len(text.prefix), len(text.prefix) + max(lengths)
+        needed = stop + len(text.suffix)
         length = min(-(-needed // LENGTH_STEP) * LENGTH_STEP, positions)
         ids = np.full((len(batch), length), text.pad, dtype=np.int64)
+        ids[:, :start], ids[:, start:stop], ids[:, stop:needed] = text.prefix, tokens, text.suffix
         mask = np.zeros_like(ids)
-        for row, window in enumerate(batch):
-            self._check_tokens(window)
-            whole = [*text.prefix, *window, *text.suffix]
-            ids[row, : len(whole)] = whole
-            mask[row, : len(whole)] = 1
+        mask[:, :needed] = 1
         return ids, mask
 
 

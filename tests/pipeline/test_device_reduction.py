@@ -208,7 +208,7 @@ def test_memory_that_runs_out_leaves_nothing_behind(some_corpus, differing, monk
         raise torch.OutOfMemoryError("none left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch.Tensor, "amin", full)
+        patch.setattr(torch, "empty", full)
         with pytest.raises(torch.OutOfMemoryError):
             give(device, planned, arrays, batch=20, windows=np.arange(10, 20))
     for reducing in (host, device):
