@@ -119,13 +119,15 @@ def ratios(shape: str, model: Path, sizes: Sequence[int], repetitions: int) -> I
 def _ratio(figure: str, values: list[float], goal: float | None, found: list[SideBySide]) -> Figure:
     bare = statistics.median(one.tokens / one.bare.wall for one in found)
     full = statistics.median(one.tokens / one.full.wall for one in found)
+    ends = statistics.median(one.ends.wall for one in found)
     return Figure(
         figure,
         statistics.median(values),
         "of the bare pass",
         goal,
         higher_is_better=False,
-        detail=f"{_spread(values)}; {bare:,.0f} tokens/s bare, {full:,.0f} captured",
+        detail=f"{_spread(values)}; {bare:,.0f} tokens/s bare, {full:,.0f} captured, {ends:.2f} s of it before the first "
+        "window and after the last",
     )
 
 

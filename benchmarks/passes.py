@@ -59,6 +59,8 @@ class SideBySide:
     tokens: int
     bare: Leg = field(default_factory=Leg)
     full: Leg = field(default_factory=Leg)
+    ends: Leg = field(default_factory=Leg)
+    """What the full one spent before the first window and after the last, which does not grow with the corpus."""
     captured: list[tuple[int, int]] = field(default_factory=list)
     """Each layer with the tokens that were captured of it. The captures themselves are dropped."""
 
@@ -98,7 +100,7 @@ def side_by_side(subject: HuggingFaceSubject, plan: Plan, layers: Sequence[int])
     """Both passes over all windows of the plan. The full one begins with the probe and ends with the result."""
     device = subject.device()
     found = SideBySide(tokens=int(plan.lengths.sum()))
-    with found.full.timed(device):
+    with found.full.timed(device), found.ends.timed(device):
         capturing = Capturing(subject, plan, layers)
 
     def bare(some: Batches) -> None:
@@ -114,7 +116,7 @@ def side_by_side(subject: HuggingFaceSubject, plan: Plan, layers: Sequence[int])
         for turn, some in enumerate([every] if device.startswith("cuda") else [[batch] for batch in every]):
             for side in (bare, full) if turn % 2 else (full, bare):
                 side(some)
-        with found.full.timed(device):
+        with found.full.timed(device), found.ends.timed(device):
             for captured in capturing.results():
                 found.captured.append((captured.layer, captured.count))
     return found

@@ -523,7 +523,7 @@ def _at_token(x, window_stride, token_stride, occurrences, occurrence, last, n_t
     return tl.load(x + source + column, mask=inside & (column * 0 + occurrence < last), other=0.0).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["n_tokens"])
+@triton.jit(do_not_specialize=["n_tokens"], do_not_specialize_on_alignment=["occurrences"])
 def add_tokens(
     x,
     window_stride,

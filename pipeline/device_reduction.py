@@ -411,19 +411,10 @@ class DeviceReduction:
         kernels.add_chunks[n_blocks, 5](
             parts, exponents, n_chunks, n, self._parts, self._exponents, block=_BLOCK, **_EXACTLY
         )
-        kernels.add_extremes[-(-n // 32),](
-            low,
-            high,
-            positive,
-            n_windows,
-            n_measured,
-            n,
-            self._minimum,
-            self._maximum,
-            self._positive,
-            block=32,
-            tile=128,
-        )
+        kernels.add_extremes[(-(-n // 16),)](
+            low, high, positive, n_windows, n_measured, n, self._minimum, self._maximum, self._positive,
+            block=16, tile=256,
+        )  # fmt: skip
         for polarity, strongest in early.items():
             self._maxima[polarity][piece.numbers[piece.early]] = strongest
         if len(piece.sampled):

@@ -37,7 +37,7 @@ KERNELS = {
     },
     "add_extremes": {
         "low": "*fp32", "high": "*fp32", "positive": "*i32", "n_windows": "i32", "n_chunks": "i32", "n_neurons": "i32",
-        "minimum": "*fp32", "maximum": "*fp32", "total": "*i64", "block": 32, "tile": 128,
+        "minimum": "*fp32", "maximum": "*fp32", "total": "*i64", "block": 16, "tile": 256,
     },
     "offer": {
         **SLOTS, "extremes": "*fp32", "windows": "*i32", "listed": "*i32", "members": "*i32", "starts": "*i32",
