@@ -39,6 +39,7 @@ PATHS_ALLOWED = {
 
 MODELS = {"torch", "transformers", "safetensors"}
 MODELS_SEEN_IN = {
+    "pipeline/device_reduction.py",
     "pipeline/reduction.py",
     "pipeline/ports.py",
     "pipeline/testing.py",
@@ -111,7 +112,11 @@ def test_models_are_seen_in_few_files(path):
         assert path.as_posix() in MODELS_SEEN_IN
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.as_posix() != "pipeline/reduction.py"], ids=str)
+LOADED_LATE = {"pipeline/device_reduction.py", "pipeline/reduction.py"}
+"""Imported by others only where they reduce activations."""
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.as_posix() not in LOADED_LATE], ids=str)
 def test_importing_a_file_does_not_import_torch_itself(path):
     assert {name.partition(".")[0] for name in at_import(path)} & MODELS == set()
 

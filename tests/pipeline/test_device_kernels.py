@@ -8,13 +8,12 @@ import pytest
 pytest.importorskip("triton", reason="kernels for a GPU need the package triton")
 
 COMPILED = """
-import sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 import pipeline.device_kernels as kernels
 
-GPU = GPUTarget("cuda", int(sys.argv[1]), 32)
+GPU = GPUTarget("cuda", 80, 32)
 TEXT = {"window_stride": "i64", "token_stride": "i32", "lengths": "*i32", "n_neurons": "i32"}
 SUMS = {"parts": "*fp64", "exponents": "*i32"}
 SLOTS = {"keys": "*i64", "n_slots": "i32", "block": 8, "sign": -1}
@@ -65,13 +64,10 @@ for name, types in KERNELS.items():
 """
 
 
-@pytest.mark.parametrize("architecture", [80, 90])
-def test_every_kernel_compiles(architecture, tmp_path, monkeypatch):
+def test_every_kernel_compiles(tmp_path, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILED, str(architecture)], check=False, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", COMPILED], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 13

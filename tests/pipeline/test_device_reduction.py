@@ -21,7 +21,7 @@ DeviceReduction, TextsOnDevice = device_reduction.DeviceReduction, device_reduct
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SEEDS = st.integers(0, 2**31)
-EXAMPLES = 25 if DEVICE == "cuda" else 3
+EXAMPLES = 25 if DEVICE == "cuda" else 2
 KINDS = 10
 
 
