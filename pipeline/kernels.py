@@ -38,10 +38,17 @@ HISTOGRAM_LOWEST = -12
 HISTOGRAM_STEPS = 48
 """Bins on each side of that one, two for each doubling, before the last, which takes all that is stronger."""
 
-_BINNED = 64
-"""Neurons whose bins fit a first-level cache."""
+_BINNED = 256
+"""Neurons whose bins fit a second-level cache, those in use a first-level one."""
 
-_HISTOGRAM_BITS = (127 + HISTOGRAM_LOWEST) << 23
+_KEPT = 128
+"""Neurons whose slots are looked at together, so that what is known of them stays in the cache."""
+
+_COUNTED = 2**16 - 1
+"""Tokens after which a count of 16 bits could be full."""
+
+_HISTOGRAM_BITS = np.int32((127 + HISTOGRAM_LOWEST) << 23)
+_LAST_STEP = np.int32(HISTOGRAM_STEPS)
 
 
 def _compiled(function: Function) -> Function:
@@ -269,26 +276,64 @@ def _gather(x: Array, w: int, length: int, neurons: Array, count: int, buffer: A
 
 
 @_compiled
-def _to_steps(values: Array, low: float, high: float, steps: Array) -> int:
+def _to_steps(values: Array, steps: Array) -> int:
     """Round a window's activations to whole steps of a power of two, and give its exponent."""
-    strongest = max(abs(low), abs(high))
-    exponent = frexp(np.float64(strongest))[1] - VECTOR_BITS if strongest > 0 else 0
+    exponent = _exponent_of(values)
     # In two factors, so that neither leaves float32.
-    one, two = np.float32(ldexp(1.0, -(exponent // 2))), np.float32(ldexp(1.0, -(exponent - exponent // 2)))
+    one, two = _power_of_two(-(exponent // 2)), _power_of_two(-(exponent - exponent // 2))
     for t in range(values.shape[0]):
         steps[t] = np.int16(np.rint(values[t] * one * two))
     return exponent
 
 
 @_compiled
-def _goes_in(peak: float, window: int, slot: int, bar: float, kept: Array) -> bool:
-    return peak > bar or (peak == bar and (kept[slot] < 0 or window < kept[slot]))
+def _exponent_of(values: Array) -> int:
+    """The exponent of the steps of a window, read off the bits of its strongest activation."""
+    # The bits of floats without a sign are ordered as the floats are, and whole numbers are compared many at a time.
+    bits = np.int32(0)
+    for t in range(values.shape[0]):
+        bits = max(bits, np.int32(np.float32(values[t]).view(np.int32) & np.int32(0x7FFFFFFF)))
+    if bits >= 1 << 23:
+        return int(bits >> 23) - 126 - VECTOR_BITS
+    # Below what float32 holds in full.
+    return frexp(float(bits))[1] - 149 - VECTOR_BITS if bits > 0 else 0
+
+
+@_compiled
+def _power_of_two(exponent: int) -> np.float32:
+    return np.int32((127 + exponent) << 23).view(np.float32)
+
+
+@_compiled
+def _copy(values: Array, length: int, slot: Array) -> None:
+    for t in range(length):
+        slot[t] = values[t]
+    for t in range(length, slot.shape[0]):
+        slot[t] = 0
+
+
+@_compiled
+def _weakest(kept: Array, peaks: Array, first: int, last: int) -> int:
+    """The slot that goes next: an empty one, else that of the lowest peak, of equal ones that of the highest window."""
+    # Slots are filled in order.
+    if kept[last - 1] < 0:
+        slot = last - 1
+        while slot > first and kept[slot - 1] < 0:
+            slot -= 1
+        return slot
+    slot, lowest, window = first, peaks[first], kept[first]
+    for other in range(first + 1, last):
+        peak, its = peaks[other], kept[other]
+        lower = (peak < lowest) | ((peak == lowest) & (its > window))
+        slot = other if lower else slot
+        lowest = peak if lower else lowest
+        window = its if lower else window
+    return slot
 
 
 @_compiled
 def offer(
-    x: Array,
-    lengths: Array,
+    rows: Array,
     windows: Array,
     groups: Array,
     starts: Array,
@@ -299,59 +344,94 @@ def offer(
     sign: int,
     kept: Array,
     peaks: Array,
-    steps: Array,
-    exponents: Array,
+    fresh: Array,
     weakest: Array,
     bars: Array,
 ) -> None:
     """Offer windows to the slots of the strongest ones of each neuron.
 
     Each window (of `windows`, (window,) int32) belongs to some groups, `groups` (window, group) bool. Group g has the
-    slots `starts[g]` to `starts[g + 1]` of each neuron in `kept` (neuron, slot) int32 windows (-1 for an empty slot),
-    `peaks` (neuron, slot) float32, `steps` (neuron, slot, token) int16 with `exponents` (neuron, slot) int16. `weakest`
-    (group, neuron) int32 is the slot that goes next, and `bars` (group, neuron) float32 the peak that it has, minus
-    infinity while one is empty. The peak of a window is the maximum of `sign * x`; of equal ones the lower window stays.
+    slots `starts[g]` to `starts[g + 1]` of each neuron in `kept` (neuron, slot) int32 windows (-1 for an empty slot) and
+    `peaks` (neuron, slot) float32. `weakest` (group, neuron) int32 is the slot that goes next, and `bars` (group, neuron)
+    float32 the peak that it has, minus infinity while one is empty. The peak of a window is the maximum of `sign * x`; of
+    equal ones the lower window stays.
+
+    A slot whose activations are still to be stored has its window's place in the batch, of `rows` (window,) int16, in
+    `fresh` (neuron, slot) int16: most that come early are driven out before their batch is over.
     """
     zero = np.float32(0)
-    candidates = np.empty(stop - start, np.int32)
-    buffer = np.empty((stop - start, x.shape[1]), np.float32)
-    rounded = np.empty(x.shape[1], np.int16)
-    for w in range(x.shape[0]):
-        window, length = windows[w], lengths[w]
-        mine = np.flatnonzero(groups[w])
-        count = 0
-        for j in range(start, stop):
-            # Which of two zeros came first must not show.
-            peak = high[w, j] + zero if sign > 0 else zero - low[w, j]
-            for g in mine:
-                if peak >= bars[g, j] and _goes_in(peak, window, weakest[g, j], bars[g, j], kept[j]):
-                    candidates[count] = j
-                    count += 1
-                    break
-        _gather(x, w, length, candidates, count, buffer)
-        for place in range(count):
-            j = candidates[place]
-            peak = high[w, j] + zero if sign > 0 else zero - low[w, j]
-            exponent = _to_steps(buffer[place, :length], low[w, j], high[w, j], rounded)
-            for g in mine:
-                slot = weakest[g, j]
-                if not _goes_in(peak, window, slot, bars[g, j], kept[j]):
+    for first in range(start, stop, _KEPT):
+        last = min(first + _KEPT, stop)
+        for w in range(windows.shape[0]):
+            window = windows[w]
+            for g in range(groups.shape[1]):
+                if not groups[w, g]:
                     continue
-                kept[j, slot] = window
-                peaks[j, slot] = peak
-                exponents[j, slot] = exponent
-                steps[j, slot, :length] = rounded[:length]
-                steps[j, slot, length:] = 0
-                for other in range(starts[g], starts[g + 1]):
-                    if kept[j, other] < 0:
-                        slot = other
-                        break
-                    if peaks[j, other] < peaks[j, slot] or (
-                        peaks[j, other] == peaks[j, slot] and kept[j, other] > kept[j, slot]
-                    ):
-                        slot = other
-                weakest[g, j] = slot
-                bars[g, j] = peaks[j, slot] if kept[j, slot] >= 0 else -np.inf
+                for j in range(first, last):
+                    # Which of two zeros came first must not show.
+                    peak = high[w, j] + zero if sign > 0 else zero - low[w, j]
+                    if peak < bars[g, j]:
+                        continue
+                    slot = weakest[g, j]
+                    if peak == bars[g, j] and window > kept[j, slot] >= 0:
+                        continue
+                    kept[j, slot] = window
+                    peaks[j, slot] = peak
+                    fresh[j, slot] = rows[w]
+                    slot = _weakest(kept[j], peaks[j], starts[g], starts[g + 1])
+                    weakest[g, j] = slot
+                    bars[g, j] = peaks[j, slot] if kept[j, slot] >= 0 else -np.inf
+
+
+@_compiled
+def _by_window(fresh: Array, first: int, last: int, ends: Array, neurons: Array, slots: Array) -> None:
+    """List the fresh slots by window, then by neuron, and mark them: window w has those before `ends[w]`."""
+    ends[:] = 0
+    for j in range(first, last):
+        for slot in range(fresh.shape[1]):
+            if fresh[j, slot] >= 0:
+                ends[fresh[j, slot] + 1] += 1
+    for w in range(1, ends.shape[0]):
+        ends[w] += ends[w - 1]
+    for j in range(first, last):
+        for slot in range(fresh.shape[1]):
+            if fresh[j, slot] >= 0:
+                place = ends[fresh[j, slot]]
+                neurons[place], slots[place] = j, slot
+                ends[fresh[j, slot]] += 1
+                fresh[j, slot] = -1
+
+
+@_compiled
+def store(x: Array, lengths: Array, start: int, stop: int, fresh: Array, steps: Array, exponents: Array) -> None:
+    """Store the activations of those windows of a batch that are in a slot, and mark the slots as stored.
+
+    `fresh` (neuron, slot) int16 has each slot's place in the batch, or -1; fills `steps` (neuron, slot, token) int16 and
+    `exponents` (neuron, slot) int16.
+    """
+    n_slots = fresh.shape[1]
+    ends = np.empty(x.shape[0] + 1, np.int64)
+    neurons, slots = np.empty(_KEPT * n_slots, np.int32), np.empty(_KEPT * n_slots, np.int32)
+    buffer, rounded = np.empty((_KEPT, x.shape[1]), np.float32), np.empty(x.shape[1], np.int16)
+    distinct = np.empty(_KEPT, np.int32)
+    for first in range(start, stop, _KEPT):
+        last = min(first + _KEPT, stop)
+        _by_window(fresh, first, last, ends, neurons, slots)
+        place = 0
+        for w in range(x.shape[0]):
+            length, count = lengths[w], 0
+            for pair in range(place, ends[w]):
+                if count == 0 or distinct[count - 1] != neurons[pair]:
+                    distinct[count] = neurons[pair]
+                    count += 1
+            _gather(x, w, length, distinct, count, buffer)
+            for number in range(count):
+                j = distinct[number]
+                exponent = _to_steps(buffer[number, :length], rounded)
+                while place < ends[w] and neurons[place] == j:
+                    exponents[j, slots[place]] = exponent
+                    _copy(rounded, length, steps[j, slots[place]])
+                    place += 1
 
 
 @_compiled
@@ -364,7 +444,6 @@ def keep_drawn(
     slots: Array,
     start: int,
     stop: int,
-    low: Array,
     high: Array,
     kept: Array,
     peaks: Array,
@@ -385,7 +464,7 @@ def keep_drawn(
             j, slot = neurons[pair], slots[pair]
             kept[j, slot] = windows[w]
             peaks[j, slot] = high[w, j] + np.float32(0)
-            exponents[j, slot] = _to_steps(buffer[pair - first, :length], low[w, j], high[w, j], steps[j, slot])
+            exponents[j, slot] = _to_steps(buffer[pair - first, :length], steps[j, slot])
 
 
 @_compiled
@@ -425,28 +504,55 @@ def add_tokens(x: Array, lengths: Array, places: Array, start: int, stop: int, p
 
 
 @_compiled
+def _bins_of(row: Array, bins: Array) -> None:
+    for j in range(row.shape[0]):
+        # Each step in 32 bits: numba would take 64, of which a register holds half as many.
+        size = np.int32(row[j] & np.int32(0x7FFFFFFF))
+        step = np.int32(np.int32(size - _HISTOGRAM_BITS) >> 22)
+        step = max(np.int32(min(step, _LAST_STEP) + 1), np.int32(0))
+        bins[j] = np.uint32(HISTOGRAM_STEPS + 1 + (step if row[j] >= 0 else -step))
+
+
+@_compiled
+def _count_up(bins: Array, counts: Array) -> None:
+    for j in range(bins.shape[0]):
+        counts[j, bins[j]] += np.uint16(1)
+
+
+@_compiled
+def _move_counts(counts: Array, histogram: Array) -> None:
+    for j in range(counts.shape[0]):
+        for bin_ in range(counts.shape[1]):
+            histogram[j, bin_] += np.int32(counts[j, bin_])
+            counts[j, bin_] = 0
+
+
+@_compiled
 def count_in_bins(bits: Array, lengths: Array, classes: Array, start: int, stop: int, histogram: Array) -> None:
     """Count activations in the bins of `histogram` (class, neuron, bin) int32; windows of class -1 are left out.
 
     `bits` is the batch (window, token, neuron) seen as int32: exponent and first bit of a float32 are the number of its bin.
+    They are counted in 16 bits first, which leaves room in the cache for as many neurons as the memory reads at a stretch.
     """
     bins = np.empty(_BINNED, np.uint32)
+    counts = np.zeros((_BINNED, histogram.shape[2]), np.uint16)
     for first in range(start, stop, _BINNED):
         n = min(_BINNED, stop - first)
         last = first + n
-        for w in range(bits.shape[0]):
-            if classes[w] < 0:
-                continue
-            counts = histogram[classes[w], first:last]
-            for t in range(lengths[w]):
-                row = bits[w, t, first:last]
-                for j in range(n):
-                    size = row[j] & 0x7FFFFFFF
-                    step = min((size - _HISTOGRAM_BITS) >> 22, HISTOGRAM_STEPS) + 1
-                    step = step if size >= _HISTOGRAM_BITS else 0
-                    bins[j] = HISTOGRAM_STEPS + 1 + (step if row[j] >= 0 else -step)
-                for j in range(n):
-                    counts[j, bins[j]] += 1
+        for kind in range(histogram.shape[0]):
+            counted = 0
+            for w in range(bits.shape[0]):
+                if classes[w] != kind:
+                    continue
+                for t in range(lengths[w]):
+                    if counted == _COUNTED:
+                        _move_counts(counts[:n], histogram[kind, first:last])
+                        counted = 0
+                    _bins_of(bits[w, t, first:last], bins[:n])
+                    _count_up(bins[:n], counts[:n])
+                    counted += 1
+            if counted:
+                _move_counts(counts[:n], histogram[kind, first:last])
 
 
 @_compiled

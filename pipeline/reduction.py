@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 _PIECE = 16
 """Windows reduced at a time, so that what is known of each (window, neuron) stays small."""
 
+_BATCH = 64
+"""Windows whose activations are stored together, once it is known which of them are among the strongest."""
+
 _NARROW = 2**31
 """Steps that a token sum of 32 bits may never reach."""
 
@@ -111,8 +114,13 @@ class LayerReduction:
         if len(twice):
             raise CaptureError(f"window {twice[0]} came twice to layer {self.layer}")
         x = activations.float().numpy(force=True)
+        for at in range(0, len(windows), _BATCH):
+            self._receive(windows[at : at + _BATCH], np.ascontiguousarray(x[at : at + _BATCH]))
+        self._read[windows] = True
+
+    def _receive(self, windows: NDArray[np.int64], x: NDArray[np.float32]) -> None:
         for at in range(0, len(windows), _PIECE):
-            piece = _Piece.of(self.plan, windows[at : at + _PIECE], x[at : at + _PIECE])
+            piece = _Piece.of(self.plan, windows[at : at + _PIECE], x[at : at + _PIECE], first=at)
             self._share(piece.measure)
             if not np.isfinite(piece.sums[0]).all():
                 self._refuse(piece)
@@ -122,7 +130,8 @@ class LayerReduction:
             for polarity, maxima in self._maxima.items():
                 zero = np.float32(0)  # of either sign becomes the same
                 maxima[piece.windows[early]] = piece.high[early] + zero if polarity == "+" else zero - piece.low[early]
-        self._read[windows] = True
+        for strongest in self._strongest.values():
+            self._share(partial(strongest.store, x, self.plan.lengths[windows]))
 
     def result(self) -> LayerCapture:
         """What was kept so far. It shares memory with what is to come."""
@@ -220,6 +229,8 @@ class LayerReduction:
 class _Piece:
     """A few windows, with what is known of each (window, neuron)."""
 
+    rows: NDArray[np.int16]
+    """Their places in the batch."""
     windows: NDArray[np.int32]
     x: NDArray[np.float32]
     lengths: NDArray[np.int64]
@@ -231,11 +242,12 @@ class _Piece:
     positive: NDArray[np.int32]
 
     @classmethod
-    def of(cls, plan: Plan, windows: NDArray[np.int64], x: NDArray[np.float32]) -> "_Piece":
+    def of(cls, plan: Plan, windows: NDArray[np.int64], x: NDArray[np.float32], *, first: int) -> "_Piece":
         shape = (len(windows), x.shape[2])
         return cls(
+            rows=np.arange(first, first + len(windows), dtype=np.int16),
             windows=windows.astype(np.int32),
-            x=np.ascontiguousarray(x, dtype=np.float32),
+            x=x,
             lengths=plan.lengths[windows],
             tokens=[plan.tokens[window] for window in windows],
             is_open=plan.is_open[windows],
@@ -282,13 +294,18 @@ class _Strongest(_Kept):
         self._sign = sign
         self._weakest = np.repeat(self.starts[:-1, None], n_neurons, axis=1).astype(np.int32)
         self._bars = np.full((len(groups), n_neurons), -np.inf, dtype=np.float32)
+        self._fresh = np.full(self.windows.shape, -1, dtype=np.int16)
 
     def offer(self, piece: _Piece, groups: NDArray[np.bool_], start: int, stop: int) -> None:
         """Offer the windows of a piece to the groups (window, group) that they belong to."""
         kernels.offer(
-            piece.x, piece.lengths, piece.windows, groups, self.starts, start, stop, piece.low, piece.high, self._sign,
-            self.windows, self.peaks, self.steps, self.exponents, self._weakest, self._bars,
+            piece.rows, piece.windows, groups, self.starts, start, stop, piece.low, piece.high, self._sign,
+            self.windows, self.peaks, self._fresh, self._weakest, self._bars,
         )  # fmt: skip
+
+    def store(self, x: NDArray[np.float32], lengths: NDArray[np.int64], start: int, stop: int) -> None:
+        """Store the activations of the windows of a batch (window, token, neuron) that are in a slot."""
+        kernels.store(x, lengths, start, stop, self._fresh, self.steps, self.exponents)
 
     def in_order(self, name: str, plan: Plan) -> Slots:
         """The filled slots of a group, which are as many for each neuron, strongest first."""
@@ -329,7 +346,7 @@ class _Random(_Kept):
         at = np.repeat(self._pairs[piece.windows] - pairs[:-1], sizes) + np.arange(pairs[-1])
         kernels.keep_drawn(
             piece.x, piece.lengths, piece.windows, pairs, self._neuron[at], self._slot[at], start, stop,
-            piece.low, piece.high, self.windows, self.peaks, self.steps, self.exponents,
+            piece.high, self.windows, self.peaks, self.steps, self.exponents,
         )  # fmt: skip
 
     def in_order(self, split: str, plan: Plan) -> Slots:

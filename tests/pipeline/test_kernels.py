@@ -294,6 +294,14 @@ def test_windows_are_counted_in_their_class_up_to_their_length_and_for_the_neuro
     assert counts[:, :10].sum() == counts[:, 690:].sum() == 0
 
 
+def test_more_tokens_than_sixteen_bits_count_are_counted():
+    x = np.array([1, -1, 0, 1e9], np.float32)[np.arange(150_000) % 4].reshape(2, 75_000, 1)
+    counts = np.zeros((1, 1, len(HISTOGRAM_EDGES) + 1), np.int32)
+    for _ in range(2):
+        kernels.count_in_bins(x.view(np.int32), np.array([75_000, 75_000]), np.zeros(2, np.int32), 0, 1, counts)
+    assert np.array_equal(counts[0, 0], 2 * histogram(x.ravel()))
+
+
 @settings(max_examples=30)
 @given(SEEDS, st.integers(1, 40))
 def test_strongest_come_first_and_of_equals_the_lower_id(seed, slots):
