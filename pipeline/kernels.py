@@ -435,6 +435,32 @@ def store(x: Array, lengths: Array, start: int, stop: int, fresh: Array, steps: 
 
 
 @_compiled
+def highest(values: Array, allowed: Array, sign: int, chosen: Array) -> None:
+    """For each neuron the allowed tokens with the highest `sign * values` (token, neuron), of equal ones the lower tokens.
+
+    `allowed` (token,) bool; fills `chosen` (neuron, k) int32, which begins as -1, in no promised order.
+    """
+    k = chosen.shape[1]
+    strengths, bars = np.empty((_KEPT, k), np.float32), np.empty(_KEPT, np.float32)
+    weakest = np.empty(_KEPT, np.int32)
+    for first in range(0, values.shape[1], _KEPT):
+        n = min(_KEPT, values.shape[1] - first)
+        bars[:], weakest[:] = -np.inf, 0
+        for token in range(values.shape[0]):
+            if not allowed[token]:
+                continue
+            row = values[token, first : first + n]
+            for j in range(n):
+                strength = np.float32(sign) * row[j]
+                if strength > bars[j]:
+                    mine, slot = chosen[first + j], weakest[j]
+                    mine[slot], strengths[j, slot] = token, strength
+                    slot = _weakest(mine, strengths[j], 0, k)
+                    weakest[j] = slot
+                    bars[j] = strengths[j, slot] if mine[slot] >= 0 else -np.inf
+
+
+@_compiled
 def keep_drawn(
     x: Array,
     lengths: Array,
