@@ -19,12 +19,15 @@ from assets import (
 )
 from assets import subject_layers as layers
 from assets.project import Choices, Project
+from pipeline import selection
 from pipeline.ports import Corpus, Lake, LanguageModel, Partials, Progress, SubjectModel
 from resources import code
+from resources.budget import Budget
 from resources.corpus import open_corpus
 from resources.delta import DeltaLake
 from resources.language import OpenAICompatible
 from resources.partials import PartialFiles
+from resources.prices import open_prices
 from resources.progress import LoggedProgress
 from resources.settings import Settings, load
 from resources.subject import HuggingFaceSubject
@@ -36,8 +39,10 @@ def defs() -> dg.Definitions:
     return build(load())
 
 
-def build(settings: Settings, *, progress: Progress | None = None) -> dg.Definitions:
-    """All assets, jobs and doors for these settings."""
+def build(
+    settings: Settings, *, progress: Progress | None = None, language: LanguageModel | None = None
+) -> dg.Definitions:
+    """All assets, jobs and doors for these settings; `language` is in place of the door that they name."""
     subject = open_subject(settings)
     lake = open_lake(settings)
     project = open_project(settings, subject)
@@ -45,7 +50,7 @@ def build(settings: Settings, *, progress: Progress | None = None) -> dg.Definit
         "subject": subject,
         "corpus": open_corpus(settings.corpus, column=settings.column),
         "lake": lake,
-        "language": open_language(settings, lake),
+        "language": language or open_language(settings, lake),
         "partials": PartialFiles(settings.instance / "captures"),
         "progress": progress or LoggedProgress(),
     }
@@ -92,6 +97,7 @@ def open_project(settings: Settings, subject: SubjectModel) -> Project:
             seed=settings.seed,
             explainer=settings.explainer,
             simulator=settings.simulator or settings.explainer,
+            select=selection.parse(settings.select),
         ),
         code=code.code(),
         environment=code.environment(),
@@ -114,11 +120,13 @@ def open_lake(settings: Settings) -> DeltaLake:
     return DeltaLake(settings.lake_uri)
 
 
-def open_language(settings: Settings, lake: Lake) -> OpenAICompatible:
+def open_language(settings: Settings, lake: Lake, *, budget: Budget | None = None) -> OpenAICompatible:
     """The door to the language model; nothing is sent before something is asked."""
     return OpenAICompatible(
         settings.base_url,
         journal_path=settings.instance / "language_calls.sqlite",
         lake=lake,
         concurrency=settings.concurrency,
+        prices=open_prices(settings.price_file),
+        budget=budget,
     )

@@ -1,5 +1,7 @@
 """The asset `explanations`: of every neuron, what its tokens say of it, and what a language model does if there is one."""
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import dagster as dg
@@ -14,9 +16,11 @@ from pipeline.baselines import METHODS
 from pipeline.baselines import explanations as baseline_rows
 from pipeline.checks import check
 from pipeline.ports import Lake, LanguageModel, Usage
+from pipeline.selection import Selection, selected
 from pipeline.texts import display, token_texts
 
 CODE_VERSION = "1"
+INPUTS = ("sequences", "exemplars", "neuron_statistics", "token_associations")
 
 
 def settings(project: Project) -> dict[str, Any]:
@@ -29,7 +33,30 @@ def settings(project: Project) -> dict[str, Any]:
             "prompt": token_activation_pairs.PROMPT_HASH,
             "seed": project.choices.seed,
         }
+        if project.choices.select != Selection():
+            chosen["select"] = asdict(project.choices.select)
     return chosen
+
+
+def about(
+    project: Project, baselines: pl.DataFrame, inputs: Mapping[str, pl.DataFrame], *, layer: int, neuron: int | None
+) -> pl.DataFrame:
+    """The rows of `baselines` about the neurons that a language model is asked about; one recomputed alone always is."""
+    # If all are asked about, a neuron that never fires has its row too, with the reason.
+    if neuron is not None or project.choices.select == Selection():
+        return baselines
+    chosen = selected(
+        project.choices.select, inputs["neuron_statistics"], inputs["exemplars"], inputs["token_associations"],
+        layer=layer, seed=project.choices.seed,
+    )  # fmt: skip
+    return baselines.filter(pl.col("neuron").is_in(chosen))
+
+
+def baselines(inputs: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """What tokens alone say of every neuron."""
+    texts = token_texts(inputs["sequences"])
+    statistics = inputs["neuron_statistics"]
+    return baseline_rows(inputs["token_associations"], inputs["exemplars"], texts, statistics=statistics)
 
 
 def make(
@@ -46,16 +73,17 @@ def make(
         context, lake, project, table="explanations", code_version=CODE_VERSION, layer=layer, neuron=neuron,
         settings=settings(project),
     ) as step:  # fmt: skip
-        sequences, exemplars = step.read("sequences"), step.read("exemplars", may_be_empty=True)
-        statistics = step.read("neuron_statistics")
-        rows = baseline_rows(step.read("token_associations"), exemplars, token_texts(sequences), statistics=statistics)
+        inputs = {name: step.read(name, may_be_empty=name == "exemplars") for name in INPUTS}
+        sequences, exemplars = inputs["sequences"], inputs["exemplars"]
+        rows = baselines(inputs)
         usage = Usage()
         if (model := project.choices.explainer) is not None:
+            asked_about = about(project, rows, inputs, layer=layer, neuron=neuron)
             asked = written_by_model.requests(
-                rows, exemplars, display(sequences), model=model, seed=project.choices.seed
+                asked_about, exemplars, display(sequences), model=model, seed=project.choices.seed
             )
             replies, usage = language.answer([request for _, request in asked], run_id=step.run_id)
-            rows = pl.concat([rows.select(sorted(rows.columns)), written_by_model.rows(asked, replies, rows, exemplars, model=model).select(sorted(rows.columns))])  # fmt: skip
+            rows = pl.concat([rows.select(sorted(rows.columns)), written_by_model.rows(asked, replies, asked_about, exemplars, model=model).select(sorted(rows.columns))])  # fmt: skip
         written = step.write(rows, usage=usage)
     numbers: dict[str, Any] = {"neurons/explained": written.rows.drop_nulls("text").get_column("neuron").n_unique()}
     reasons = written.rows.drop_nulls("missing_because").group_by("missing_because").len().sort("missing_because")

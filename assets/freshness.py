@@ -65,8 +65,11 @@ class Hop:
     inputs: tuple[str, ...]
 
 
-WORTH_ASKING_AGAIN = ("timeout", "rate_limited", "server_error", "not_requested")
+WORTH_ASKING_AGAIN = ("timeout", "rate_limited", "server_error", "not_requested", "budget")
 """Reasons for a missing answer that may be gone tomorrow; the others come with the reply, and replies are kept."""
+
+UNANSWERED = "answers are missing"
+"""In the cause of a slice that lacks such answers."""
 
 
 def _nothing(_: Project) -> Mapping[str, Any]:
@@ -84,7 +87,7 @@ HOPS: dict[str, Hop] = {
     "explanations": Hop(
         explanations.CODE_VERSION,
         explanations.settings,
-        ("sequences", "exemplars", "neuron_statistics", "token_associations"),
+        explanations.INPUTS,
     ),
     "simulations": Hop(
         simulations.CODE_VERSION, simulations.settings, ("explanations", "exemplars", "token_associations")
@@ -194,9 +197,11 @@ class _Comparison:
         """Why a slice is stale, the first cause first; nothing if it is fresh."""
         hop = HOPS[table]
         yield from self._choices(hop, record)
-        for reason, count in json.loads(record["usage"]).get("failures", {}).items():
+        # What no language model is asked about today need not be answered.
+        asks = {"explainer", "simulator"} & set(hop.settings(self.project))
+        for reason, count in json.loads(record["usage"]).get("failures", {}).items() if asks else ():
             if reason in WORTH_ASKING_AGAIN:
-                yield f"{count} answers are missing ({reason})"
+                yield f"{count} {UNANSWERED} ({reason})"
         inputs = {name: entry["content_hash"] for name, entry in json.loads(record["inputs"]).items()}
         for name, content in _outside(table, layer, self.outside).items():
             if inputs.get(name) != content:

@@ -9,6 +9,8 @@ from typing import Any
 
 import dagster as dg
 
+from pipeline.selection import Selection
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -23,6 +25,8 @@ class Choices:
     """Language model that explains, None for the baselines alone."""
     simulator: str | None
     """Language model that simulates."""
+    select: Selection = field(default_factory=Selection)
+    """The neurons of each layer that language models are asked about."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 
-from assets.freshness import Outside, State, states
+from assets.freshness import UNANSWERED, Outside, State, states
 from assets.project import Project, layer_key, neuron_name
 from pipeline.errors import NeuronLedgerError
 from pipeline.ports import Lake
@@ -124,6 +124,8 @@ class Runner:
     project: Project
     outside: Outside
     say: Callable[[str], None]
+    enough: Callable[[], bool] = lambda: False
+    """Whether nothing more may be asked of a language model; then no further layer is begun."""
 
     def refresh(self, layers: Sequence[int]) -> Outcome:
         """Make every slice of these layers that is not fresh; a layer that fails does not stop the others."""
@@ -140,7 +142,7 @@ class Runner:
         for layer in layers:
             states = {state.table: state.status for state in self.states([layer])}
             first = next((place for place, table in enumerate(LAST_HOPS) if states[table] != "fresh"), None)
-            if first is not None and all(states[table] == "fresh" for table in FIRST_HOPS):
+            if first is not None and all(states[table] == "fresh" for table in FIRST_HOPS) and not self.enough():
                 self._make(outcome, f"{LAST_HOPS[first]} to scores {named([layer])}", LAST_HOPS[first:], layers=[layer])
         # Last, because nothing is made from them.
         if self._not_fresh(layers, "vocabulary"):
@@ -151,10 +153,24 @@ class Runner:
             self._make(outcome, "layer_summary", ["layer_summary"])
         return outcome
 
+    def ask_again(self, layers: Sequence[int]) -> Outcome:
+        """Make those slices again that lack answers which failed in passing, and what is made from them; no others."""
+        outcome = Outcome()
+        for layer in layers:
+            causes = {state.table: state.cause for state in self.states([layer])}
+            first = next((place for place, table in enumerate(LAST_HOPS) if UNANSWERED in causes[table]), None)
+            if first is not None and not self.enough():
+                self._make(outcome, f"{LAST_HOPS[first]} to scores {named([layer])}", LAST_HOPS[first:], layers=[layer])
+        if outcome.made:
+            self._make(outcome, "layer_summary", ["layer_summary"])
+        return outcome
+
     def recompute(self, neurons: Sequence[tuple[int, int]]) -> Outcome:
         """Make the exemplars, explanations, simulations and scores of single neurons again, fresh or not."""
         outcome = Outcome()
         for layer, neuron in neurons:
+            if self.enough():
+                break
             self._make(outcome, f"neuron {layer}:{neuron}", NEURON_HOPS, neuron=(layer, neuron))
         return outcome
 

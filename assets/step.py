@@ -210,6 +210,9 @@ class Written:
                 "llm/prompt_tokens": self._usage.prompt_tokens,
                 "llm/completion_tokens": self._usage.completion_tokens,
             }
+            if self._usage.cost_usd is not None:
+                shown["llm/cost_usd"] = self._usage.cost_usd
+            shown |= {f"llm/failed/{reason}": count for reason, count in sorted(self._usage.failures.items())}
         return shown
 
     def result(

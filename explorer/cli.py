@@ -1,6 +1,6 @@
 """The command `neuronledger`. Results go to standard output, progress and errors to standard error.
 
-Exit codes: 0 done, 1 failed, 2 wrong use, 3 done in part.
+Exit codes: 0 done, 1 failed, 2 wrong use, 3 done in part (something failed, or the budget was used up).
 """
 
 import json
@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.errors import NeuronLedgerError, SettingsError
+from resources.budget import Budget
 from resources.settings import FILE, Settings, load
 
 if TYPE_CHECKING:
@@ -93,18 +94,98 @@ def demo(**flags: Any) -> None:
 @main.command()
 @click.option("--layers", "wanted", help="Layers to make, such as 0-3,7; all of them unless given.")
 @click.option("--neurons", help="Recompute only these neurons, fresh or not, such as 5:131,5:204.")
+@click.option("--budget-usd", type=float, help="Stop before language models cost more than this in this run.")
+@click.option("--budget-tokens", type=int, help="Stop before language models read and write more tokens than this.")
+@click.option("--retry-failed", is_flag=True, help="Only ask again for answers that failed in passing.")
 @settings_options
 @reported
-def run(wanted: str | None, neurons: str | None, **flags: Any) -> None:
+def run(
+    wanted: str | None,
+    neurons: str | None,
+    budget_usd: float | None,
+    budget_tokens: int | None,
+    retry_failed: bool,  # noqa: FBT001 (click passes flags by name)
+    **flags: Any,
+) -> None:
     """Make everything that is missing or stale, from text to scores; what is fresh is left alone."""
     settings = load(**flags)
+    for name, most in (("--budget-usd", budget_usd), ("--budget-tokens", budget_tokens)):
+        if most is not None and not 0 <= most < float("inf"):
+            raise SettingsError(f"{name} (={most}) must be a number from 0 on")
+    if neurons is not None and (wanted is not None or retry_failed):
+        raise SettingsError("give either --neurons, or --layers with or without --retry-failed, not both")
+    budget = Budget(usd=budget_usd, tokens=budget_tokens)
     if neurons is not None:
-        if wanted is not None:
-            raise SettingsError("give either --layers or --neurons, not both")
-        _recompute(settings, neurons)
+        _recompute(settings, neurons, budget)
     else:
-        _run(settings, layers=wanted)
+        _run(settings, layers=wanted, budget=budget, retry_failed=retry_failed)
+    if budget.is_used_up:
+        parts = {"layers": wanted, "neurons": neurons} | flags
+        again = f"{_command()} run{' --retry-failed' if retry_failed else ''}{_typed(parts)}"
+        limit = f"--budget-usd {budget_usd:g}" if budget_usd is not None else f"--budget-tokens {budget_tokens}"
+        spent = f"{budget.spent_tokens:,} tokens" if budget_usd is None else _money(budget.spent_usd)
+        click.echo(f"The budget is used up: {spent} of it are spent. What was answered is kept; to go on:", err=True)
+        click.echo(f"{again} {limit}", err=True)
+        sys.exit(IN_PART)
+    if neurons is None:
         _finished(settings, flags)
+
+
+@main.command()
+@click.option("--layers", "wanted", help="Layers to plan for, such as 0-3,7; all of them unless given.")
+@click.option("--json", "as_json", is_flag=True, help="{layers: [...], total: {...}, without_exemplars: [...]}.")
+@settings_options
+@reported
+def plan(wanted: str | None, as_json: bool, **flags: Any) -> None:  # noqa: FBT001 (click passes flags by name)
+    """What a run with these settings would ask of language models, and what that would cost. Sends nothing."""
+    from assets.definitions import open_lake, open_language, open_project, open_subject
+    from assets.plan import as_dict, planned
+    from explorer import terminal
+
+    settings = load(**flags)
+    subject = open_subject(settings)
+    project = open_project(settings, subject)
+    if project.choices.explainer is None and project.choices.simulator is None:
+        raise SettingsError("there is nothing to plan without a language model; name one with --explainer")
+    layers, lake = layer_range(wanted, len(project.n_neurons)), open_lake(settings)
+    stages = list(planned(lake, project, open_language(settings, lake), layers=layers))
+    missing = [layer for layer in layers if not lake.rows("exemplars", layer=layer)]
+    total = terminal.planned_total(stages, concurrency=settings.concurrency)
+    if as_json:
+        found = {"layers": [as_dict(stage) for stage in stages], "total": total, "without_exemplars": missing}
+        click.echo(json.dumps(found))
+        return
+    console = _console()
+    console.print(terminal.plan(stages, total))
+    if missing:
+        where = ",".join(map(str, missing))
+        console.print(
+            Text(f"Layers without exemplars are not in this plan. Without an explainer they cost nothing:\n"
+                 f"{_command()} run --layers {where} --explainer ''{_typed({**flags, 'explainer': None})}"),
+            soft_wrap=True,
+        )  # fmt: skip
+
+
+@main.command()
+@click.option(
+    "--by", type=click.Choice(["layer", "neuron"]), default="layer", show_default=True, help="One line for each."
+)
+@click.option("--json", "as_json", is_flag=True, help="{rows: [...], total: {...}}.")
+@settings_options
+@reported
+def cost(by: str, as_json: bool, **flags: Any) -> None:  # noqa: FBT001 (click passes flags by name)
+    """What language models were asked for this lake, and what was paid."""
+    from assets.definitions import open_lake
+    from assets.plan import spent
+    from assets.plan import total as paid
+    from explorer import terminal
+
+    lake = open_lake(load(**flags))
+    rows, total = spent(lake, by_neuron=by == "neuron"), paid(lake)
+    if as_json:
+        click.echo(json.dumps({"rows": rows.to_dicts(), "total": total}))
+        return
+    _console().print(terminal.cost(rows, total))
 
 
 @main.command()
@@ -208,9 +289,9 @@ def layer_range(text: str | None, n_layers: int) -> list[int]:
     return sorted(layers)
 
 
-def _run(settings: Settings, *, layers: str | None) -> None:
+def _run(settings: Settings, *, layers: str | None, budget: Budget | None = None, retry_failed: bool = False) -> None:
     """Make what is not fresh, and say so; exit if anything failed."""
-    from assets.definitions import build, open_lake, open_project, open_subject
+    from assets.definitions import build, open_lake, open_language, open_project, open_subject
     from assets.run import Runner
     from explorer.terminal import TerminalProgress
     from resources.instance import instance
@@ -223,17 +304,21 @@ def _run(settings: Settings, *, layers: str | None) -> None:
     lake = open_lake(settings)
     _same_subject(lake, project, settings)
     with TerminalProgress(_diagnostics()) as progress, instance(settings) as opened:
+        language = open_language(settings, lake, budget=budget)
+        definitions = build(settings, progress=progress, language=language)
         runner = Runner(
-            build(settings, progress=progress), opened, lake, project, _outside(settings, subject), progress.say
-        )
-        outcome = runner.refresh(wanted)
-    if not outcome.made and not outcome.failed:
-        click.echo("Everything is fresh: nothing was recomputed.")
+            definitions, opened, lake, project, _outside(settings, subject), progress.say,
+            enough=lambda: language.budget.is_used_up,
+        )  # fmt: skip
+        outcome = runner.ask_again(wanted) if retry_failed else runner.refresh(wanted)
+    if not outcome.made and not outcome.failed and not language.budget.is_used_up:
+        nothing = "No answer is missing that could come now" if retry_failed else "Everything is fresh"
+        click.echo(f"{nothing}: nothing was recomputed.")
     _stop_if_failed(outcome)
 
 
-def _recompute(settings: Settings, names: str) -> None:
-    from assets.definitions import build, open_lake, open_project, open_subject
+def _recompute(settings: Settings, names: str, budget: Budget) -> None:
+    from assets.definitions import build, open_lake, open_language, open_project, open_subject
     from assets.run import Runner
     from explorer.neuron import parse
     from explorer.terminal import TerminalProgress
@@ -254,9 +339,12 @@ def _recompute(settings: Settings, names: str) -> None:
     lake = open_lake(settings)
     _same_subject(lake, project, settings)
     with TerminalProgress(_diagnostics()) as progress, instance(settings) as opened:
+        language = open_language(settings, lake, budget=budget)
+        definitions = build(settings, progress=progress, language=language)
         runner = Runner(
-            build(settings, progress=progress), opened, lake, project, _outside(settings, subject), progress.say
-        )
+            definitions, opened, lake, project, _outside(settings, subject), progress.say,
+            enough=lambda: language.budget.is_used_up,
+        )  # fmt: skip
         outcome = runner.recompute(neurons)
     for name in outcome.made:
         click.echo(f"recomputed {name}")
@@ -345,6 +433,12 @@ def _command() -> str:
     if found is not None and Path(found).resolve() == used:
         return "neuronledger"
     return str(used.relative_to(Path.cwd()) if used.is_relative_to(Path.cwd()) else used)
+
+
+def _money(usd: float) -> str:
+    from explorer.terminal import money
+
+    return money(usd)
 
 
 def _typed(flags: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ move the cursor or change colours.
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 from rich.console import Console, Group, RenderableType
@@ -17,6 +17,9 @@ from rich.text import Text
 
 from explorer.neuron import Excerpt, Neuron, Said, Side
 from pipeline.summary import best, by_layer, distribution
+
+if TYPE_CHECKING:
+    from assets.plan import Planned
 
 AROUND = 14
 """Tokens shown on each side of the strongest one where there is little room."""
@@ -210,6 +213,71 @@ def causes(rows: pl.DataFrame) -> list[Text]:
         some = ", ".join(f"{row['layer']}:{neuron}" for neuron in row["recomputed"][:10])
         lines.append(Text(f"{row['table']}: recomputed alone {some}", style="dim"))
     return lines
+
+
+def money(usd: float | None) -> str:
+    """US dollars, small ones with the digits that they need."""
+    if usd is None:
+        return "unknown"
+    return f"${usd:,.2f}" if usd >= 1 or not usd else f"${usd:.4f}"
+
+
+def planned_total(stages: "Sequence[Planned]", *, concurrency: int) -> dict[str, Any]:
+    """All stages together; US dollars and seconds are None if those of any are unknown."""
+    costs, seconds = [stage.cost_usd for stage in stages], [stage.seconds for stage in stages]
+    return {
+        "requests": sum(stage.requests for stage in stages),
+        "kept": sum(stage.kept for stage in stages),
+        "to_send": sum(stage.requests - stage.kept for stage in stages),
+        "prompt_tokens": sum(stage.prompt_tokens for stage in stages),
+        "completion_tokens": sum(stage.completion_tokens for stage in stages),
+        "cost_usd": None if None in costs else sum(cost for cost in costs if cost is not None),
+        "seconds": None if None in seconds else sum(one for one in seconds if one is not None) / concurrency,
+    }
+
+
+def plan(stages: "Sequence[Planned]", total: Mapping[str, Any]) -> Group:
+    """What would be asked, one line for each table and layer."""
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("layer", justify="right")
+    table.add_column("table")
+    table.add_column("model")
+    for name in ("requests", "kept", "to send", "prompt tokens", "reply tokens", "cost"):
+        table.add_column(name, justify="right")
+    for stage in stages:
+        counts = (stage.requests, stage.kept, stage.requests - stage.kept, stage.prompt_tokens, stage.completion_tokens)
+        table.add_row(
+            str(stage.layer), stage.table, harmless(stage.model), *(f"{count:,}" for count in counts),
+            money(stage.cost_usd),
+        )  # fmt: skip
+    sums = [total[name] for name in ("requests", "kept", "to_send", "prompt_tokens", "completion_tokens")]
+    table.add_row("", "together", "", *(f"{count:,}" for count in sums), money(total["cost_usd"]), style="bold")
+    guess = (
+        "Tokens are estimated from the lengths of texts, and replies are counted at their longest; once replies of the "
+        "model are kept, by what these took."
+    )
+    if total["seconds"] is not None:
+        guess = f"Tokens are estimated by what kept replies took; so is the time, about {total['seconds']:,.0f} s."
+    return Group(table, Text(guess, style="dim"), Text("Nothing was sent."))
+
+
+def cost(rows: pl.DataFrame, total: Mapping[str, Any]) -> Group:
+    """What was paid."""
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for name in rows.columns:
+        table.add_column(
+            name.replace("_", " ").removesuffix(" usd"), justify="left" if name in {"table", "model"} else "right"
+        )
+    for row in rows.iter_rows(named=True):
+        cells = (harmless(cell) if isinstance(cell, str) else f"{cell:,}" for cell in list(row.values())[:-1])
+        table.add_row(*cells, money(row["cost_usd"]))
+    said = (
+        f"{total['requests']:,} replies are kept, each paid for once: {total['prompt_tokens']:,} prompt tokens, "
+        f"{total['completion_tokens']:,} reply tokens, {money(total['cost_usd'])}"
+    )
+    if total["cost_usd"] is None:
+        said += " (the price of a model, or the tokens of a reply, are not known; see --prices)"
+    return Group(table, Text(said))
 
 
 def _side(side: Side, *, colour: bool, named: bool) -> list[RenderableType]:

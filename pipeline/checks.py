@@ -210,6 +210,8 @@ def _scores(rows: pl.DataFrame, *, simulations: pl.DataFrame, explanations: pl.D
 
 
 def _failure_share(rows: pl.DataFrame, column: str) -> Finding:
+    # What the user's budget kept from being asked says nothing of the endpoint.
+    rows = rows.filter(pl.col("missing_because").ne_missing("budget"))
     failed = rows.get_column(column).null_count()
     share = failed / len(rows) if len(rows) else 0.0
     return Finding(

@@ -221,6 +221,26 @@ class LanguageModel(Protocol):
         ...
 
 
+class Price(Protocol):
+    """What a model charges."""
+
+    def cost(self, *, prompt: int, cached: int = 0, completion: int = 0) -> float:
+        """US dollars for so many tokens, `cached` of the `prompt` ones included in these."""
+        ...
+
+
+class QuotingLanguageModel(LanguageModel, Protocol):
+    """One that says what it would send, and for how much."""
+
+    def recall(self, requests: Sequence[Request]) -> Sequence[Reply | None]:
+        """For each request its kept reply, None for one that `answer` would send. Sends nothing."""
+        ...
+
+    def price(self, model: str) -> Price | None:
+        """What the model costs, None if that is not known."""
+        ...
+
+
 @dataclass(frozen=True)
 class Commit:
     """One write to the lake."""

@@ -36,6 +36,7 @@ MISSING = {
     "rate_limited": "the endpoint kept asking to slow down",
     "server_error": "the endpoint failed to answer",
     "not_requested": "the request was never sent",
+    "budget": "the budget of the run was used up before the request was sent",
 }
 """Why a value can be missing: the closed list, with the sentence that people see. No other reason is ever stored."""
 

@@ -35,7 +35,10 @@ from pipeline.errors import LanguageModelError, SettingsError
 from pipeline.ports import Lake, Reply, Request, Usage
 from pipeline.provenance import canonical_json, content_hash, identity
 from pipeline.tables import language_calls
+from resources.budget import Budget
 from resources.journal import Journal, Received
+from resources.pace import Pace
+from resources.prices import Price, Prices, open_prices
 
 ATTEMPTS = 5
 FIRST_PAUSE = 0.5
@@ -56,7 +59,8 @@ class OpenAICompatible:
     `base_url` is what the endpoint's own documents say, usually ending in `/v1`. The key is read from the environment
     variable `api_key_variable` when something is sent, so kept replies can be read without one; servers on this
     machine may go without. `journal_path` is a file that is made if need be, on a local disk. `timeout` is in seconds,
-    from sending a request to the last byte of its reply. At most `concurrency` requests are under way at once.
+    from sending a request to the last byte of its reply. At most `concurrency` requests are under way at once, and
+    fewer while the endpoint asks to slow down. What does not fit the `budget` is not sent, and its reply says `budget`.
 
     Raises:
         SettingsError: the URL is not one of HTTP or carries credentials, or a number is not positive.
@@ -71,6 +75,8 @@ class OpenAICompatible:
         concurrency: int = 16,
         timeout: float = 60.0,
         api_key_variable: str = "OPENAI_API_KEY",
+        prices: Prices | None = None,
+        budget: Budget | None = None,
     ) -> None:
         parts = urlsplit(base_url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -91,6 +97,8 @@ class OpenAICompatible:
         self._concurrency = concurrency
         self._timeout = timeout
         self._key_variable = api_key_variable
+        self._prices = prices or open_prices()
+        self.budget = budget or Budget()
         # Learnt from the endpoint's refusals, for as long as this object lives.
         self._takes_response_format = True
         self._name_of_max_tokens = "max_tokens"
@@ -102,7 +110,8 @@ class OpenAICompatible:
     def answer(self, requests: Sequence[Request], *, run_id: str) -> tuple[Sequence[Reply], Usage]:
         """One reply per request, in their order; a request that is kept or repeats another is not sent.
 
-        `Usage` counts money and tokens of what this call sent, and the failures of all `requests`.
+        `Usage` counts money and tokens of what this call sent, and the failures of all `requests`. Its money is unknown
+        if that of any reply is.
 
         Raises:
             LanguageModelError: the endpoint cannot be used at all; every reply that came is kept.
@@ -137,8 +146,26 @@ class OpenAICompatible:
             requests_kept=len(requests) - batch.sent,
             prompt_tokens=batch.prompt_tokens,
             completion_tokens=batch.completion_tokens,
+            cost_usd=batch.cost_usd,
             failures=dict(Counter(reply.missing_because for reply in replies if reply.missing_because is not None)),
         )
+
+    def recall(self, requests: Sequence[Request]) -> Sequence[Reply | None]:
+        """For each request its kept reply, None for one that `answer` would send. Sends nothing."""
+        if not requests:
+            return []
+        ids = [self.request_id(request) for request in requests]
+        with Journal(self._journal_path) as journal:
+            batch = _Batch(journal=journal, run_id="", requests=dict(zip(ids, requests, strict=True)))
+            for request_id in batch.requests:
+                if (received := journal.look(request_id)[0]) is not None:
+                    batch.take(request_id, received)
+            self._look_into_lake(batch)
+        return [batch.replies.get(request_id) for request_id in ids]
+
+    def price(self, model: str) -> Price | None:
+        """What the model costs here, None if that is not known."""
+        return self._prices.of(model, endpoint=self.endpoint)
 
     def check(self, model: str) -> dict[str, Any]:
         """What the endpoint does with one tiny request, which is always sent and never kept; for people.
@@ -205,23 +232,24 @@ class OpenAICompatible:
         with journal.alone():
             while received := journal.pending(ROWS_AT_ONCE):
                 record = {"step": "language_calls", "run_id": run_id, "rows": len(received)}
-                self._lake.add("language_calls", _rows(received), record=record)
+                self._lake.add("language_calls", _rows(received, self._prices), record=record)
                 journal.settle([reply.request_id for reply in received])
 
     # Asking
 
     async def _settle_all(self, batch: "_Batch") -> None:
         async with self._client() as client:
+            pace = Pace(self._concurrency)
             while (open_ids := batch.unsettled()) and batch.unusable is None:
                 settled_before = len(batch.replies)
                 queue = iter(open_ids)
                 workers = min(self._concurrency, len(open_ids))
-                await asyncio.gather(*(self._work(batch, client, queue) for _ in range(workers)))
+                await asyncio.gather(*(self._work(batch, client, queue, pace) for _ in range(workers)))
                 if len(batch.replies) == settled_before:
                     # All that is left is under way in other processes: wait for their replies.
                     await asyncio.sleep(0.1)
 
-    async def _work(self, batch: "_Batch", client: openai.AsyncOpenAI, queue: Iterator[str]) -> None:
+    async def _work(self, batch: "_Batch", client: openai.AsyncOpenAI, queue: Iterator[str], pace: Pace) -> None:
         """Settle requests of the queue, which several workers share, as long as the endpoint can be used."""
         for request_id in queue:
             if batch.unusable is not None:
@@ -231,15 +259,44 @@ class OpenAICompatible:
             received, flushes = batch.journal.look(request_id)
             if received is None and flushes != batch.flushes:
                 self._look_into_lake(batch)
-            if received is None and request_id not in batch.replies:
-                received = await self._send(batch, client, request_id)
+            if received is None and request_id not in batch.replies and self._admitted(batch, request_id):
+                received = await self._send(batch, client, request_id, pace)
             batch.journal.release(request_id)
             if received is not None:
-                answer = _read(received.status, received.body)
-                batch.settle(request_id, answer.text, answer.missing_because, answer.model_served)
+                batch.take(request_id, received)
 
-    async def _send(self, batch: "_Batch", client: openai.AsyncOpenAI, request_id: str) -> Received | None:
+    def _admitted(self, batch: "_Batch", request_id: str) -> bool:
+        """Whether the budget has room for a request; if not, that is its reply."""
+        request = batch.requests[request_id]
+        try:
+            admitted = self.budget.admit(request_id, request, self.price(request.model))
+        except LanguageModelError as error:
+            batch.unusable = str(error)
+            return False
+        if not admitted:
+            batch.settle(request_id, None, "budget", None)
+        return admitted
+
+    async def _send(self, batch: "_Batch", client: openai.AsyncOpenAI, request_id: str, pace: Pace) -> Received | None:
         """Send one request until something comes back; None if nothing did, with the reason in the batch."""
+        received = await self._attempts(batch, client, request_id, pace)
+        if received is None:
+            self.budget.settled(request_id, usd=0.0, tokens=0)
+            return None
+        batch.journal.keep(received)
+        answer = _read(received.status, received.body)
+        cost = _cost(answer, self.price(received.model))
+        batch.prompt_tokens += answer.prompt_tokens or 0
+        batch.completion_tokens += answer.completion_tokens or 0
+        batch.cost_usd = None if batch.cost_usd is None or cost is None else batch.cost_usd + cost
+        known = answer.prompt_tokens is not None and answer.completion_tokens is not None
+        tokens = (answer.prompt_tokens or 0) + (answer.completion_tokens or 0)
+        self.budget.settled(request_id, usd=cost, tokens=tokens if known else None)
+        return received
+
+    async def _attempts(
+        self, batch: "_Batch", client: openai.AsyncOpenAI, request_id: str, pace: Pace
+    ) -> Received | None:
         request = batch.requests[request_id]
         begun = time.monotonic()
         batch.sent += 1
@@ -248,8 +305,13 @@ class OpenAICompatible:
             if batch.unusable is not None:
                 return None
             try:
-                status, body = await self._ask(client, request)
+                async with pace.one():
+                    status, body = await self._ask(client, request)
             except _Failed as failed:
+                if failed.reason == "rate_limited":
+                    pace.slower()
+                elif failed.reason == "timeout":
+                    self.budget.lost(request_id)
                 batch.journal.log_failure(request_id, run_id=batch.run_id, reason=failed.reason, error=failed.error)
                 batch.silent = batch.silent and not failed.heard
                 if failed.unusable is not None:
@@ -269,7 +331,8 @@ class OpenAICompatible:
                 batch.settle(request_id, None, failed.reason, None)
                 return None
             batch.silent = False
-            received = Received(
+            pace.faster()
+            return Received(
                 request_id=request_id,
                 endpoint=self.endpoint,
                 model=request.model,
@@ -281,11 +344,6 @@ class OpenAICompatible:
                 answered_at=datetime.now(UTC).isoformat(),
                 run_id=batch.run_id,
             )
-            batch.journal.keep(received)
-            answer = _read(status, body)
-            batch.prompt_tokens += answer.prompt_tokens or 0
-            batch.completion_tokens += answer.completion_tokens or 0
-            return received
         return None
 
     async def _ask_alone(self, request: Request) -> tuple[int, bytes]:
@@ -414,6 +472,8 @@ class _Batch:
     sent: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cost_usd: float | None = 0.0
+    """Of what was sent; None once the cost of any of it is unknown."""
     quiet_until: float = 0.0
     silent: bool = True
     """Whether nothing has come from the endpoint since the last request that was given up."""
@@ -422,6 +482,11 @@ class _Batch:
 
     def unsettled(self) -> list[str]:
         return [request_id for request_id in self.requests if request_id not in self.replies]
+
+    def take(self, request_id: str, received: Received) -> None:
+        """Settle a request by what came back."""
+        answer = _read(received.status, received.body)
+        self.settle(request_id, answer.text, answer.missing_because, answer.model_served)
 
     def settle(self, request_id: str, text: str | None, missing_because: str | None, model_served: str | None) -> None:
         self.replies[request_id] = Reply(
@@ -547,7 +612,16 @@ def _count(usage: Any, *path: str) -> int | None:
     return usage if isinstance(usage, int) and not isinstance(usage, bool) and 0 <= usage < 2**62 else None
 
 
-def _rows(received: Sequence[Received]) -> pl.DataFrame:
+def _cost(answer: _Answer, price: Price | None) -> float | None:
+    """US dollars that an answer cost, None if the price or the tokens are not known."""
+    if price is None or answer.prompt_tokens is None or answer.completion_tokens is None:
+        return None
+    return price.cost(
+        prompt=answer.prompt_tokens, cached=answer.cached_tokens or 0, completion=answer.completion_tokens
+    )
+
+
+def _rows(received: Sequence[Received], prices: Prices) -> pl.DataFrame:
     """Replies as rows of `language_calls`."""
     rows = []
     for reply in received:
@@ -564,7 +638,7 @@ def _rows(received: Sequence[Received]) -> pl.DataFrame:
                 "prompt_tokens": answer.prompt_tokens,
                 "cached_tokens": answer.cached_tokens,
                 "completion_tokens": answer.completion_tokens,
-                "cost_usd": None,
+                "cost_usd": _cost(answer, prices.of(reply.model, endpoint=reply.endpoint)),
                 "seconds": reply.seconds,
                 "attempts": reply.attempts,
                 "missing_because": answer.missing_because,

@@ -47,11 +47,18 @@ class Settings(BaseSettings):
     simulator: str | None = Field(None, description="language model that simulates; the explainer unless given")
     base_url: str = Field("https://api.openai.com/v1", description="OpenAI-compatible endpoint")
     concurrency: int = Field(16, ge=1, le=1000, description="requests in flight at a time")
+    select: str = Field(
+        "all",
+        description="neurons of each layer to ask about: `all`, `random:50`, `top:50:context` or another statistic",
+    )
+    prices: str | None = Field(
+        None, description="TOML file with prices of language models, before those in the package"
+    )
     lake: str | None = Field(
         None, description="folder or object-store prefix of the tables; `lake/<subject>` (and the site) by default"
     )
 
-    @field_validator("revision", "explainer", "simulator", "lake", mode="before")
+    @field_validator("revision", "explainer", "simulator", "prices", "lake", mode="before")
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         """An empty text is no choice, so that a flag can take back what the file says."""
@@ -77,6 +84,11 @@ class Settings(BaseSettings):
         if "://" in self.lake:
             return self.lake
         return str((home() / _expanded(self.lake)).resolve())
+
+    @property
+    def price_file(self) -> Path | None:
+        """The user's own prices."""
+        return None if self.prices is None else (home() / _expanded(self.prices)).resolve()
 
     @property
     def instance(self) -> Path:

@@ -98,7 +98,10 @@ FAULTS: dict[str, Callable[[str, str], Sent]] = {
 
 
 class Endpoint:
-    """The server. `seconds` is how long each answer takes. `refuse` names parameters that get status 400."""
+    """The server. `seconds` is how long each answer takes. `refuse` names parameters that get status 400.
+
+    With `counts` an answer says how many tokens it took, one for three bytes; else every answer says the same.
+    """
 
     def __init__(
         self,
@@ -109,6 +112,7 @@ class Endpoint:
         seed: int = 0,
         seconds: float = 0.0,
         refuse: Mapping[str, str] | None = None,
+        counts: bool = False,
     ) -> None:
         self.answer = answer
         self.script = list(script)
@@ -116,6 +120,7 @@ class Endpoint:
         self.seed = seed
         self.seconds = seconds
         self.refuse = dict(refuse or {})
+        self.counts = counts
         self.asked: Counter[str] = Counter()
         """How often each request came: hash of its body -> times."""
         self.requests: list[dict[str, Any]] = []
@@ -159,7 +164,11 @@ class Endpoint:
                     return None, (400, {}, _failure(words))
             fault = self._fault(name, place, times)
             text = self.answer(request)
-            return fault, FAULTS[fault](key, text) if fault else (200, {}, _json(completion(text)))
+            reply = completion(text)
+            if self.counts:
+                read = sum(len(message["content"].encode()) for message in request["messages"])
+                reply["usage"] = {"prompt_tokens": read // 3, "completion_tokens": len(text.encode()) // 3}
+            return fault, FAULTS[fault](key, text) if fault else (200, {}, _json(reply))
         finally:
             with self._lock:
                 self._at_once -= 1

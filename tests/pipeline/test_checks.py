@@ -235,6 +235,11 @@ def test_many_missing_explanations_are_found(layer):
     assert failed("explanations", with_model(layer), layer) == []
 
 
+def test_what_a_budget_kept_from_being_asked_is_no_missing_answer(layer):
+    rows = with_model(layer, fail_every=2).with_columns(pl.col("missing_because").replace("refused", "budget"))
+    assert failed("explanations", rows, layer) == []
+
+
 def test_dead_neurons_are_not_missing_answers(corpus, truth, made):
     sequences = corpus(("explain", [1, 2]), ("score", [1]), ("explain", [3]))
     arrays = [abs(x) + 1 for x in truth(sequences)]

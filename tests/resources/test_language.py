@@ -24,6 +24,7 @@ from resources import language as door
 from resources.delta import DeltaLake
 from resources.journal import Journal, Received
 from resources.language import OpenAICompatible
+from resources.prices import open_prices
 
 FAULTS_FOLDER = Path(__file__).parents[1] / "faults"
 CANARY = "sk-canary-0123456789abcdef"
@@ -551,7 +552,7 @@ BODIES = st.binary(max_size=200) | st.builds(
 def test_any_body_becomes_one_row_that_the_table_takes(body, status):
     received = Received(content_hash(1), "e", "m", "{}", status, body, 1.0, 1, "2026-01-01T00:00:00+00:00", "r")
 
-    rows = door._rows([received])
+    rows = door._rows([received], open_prices())
 
     (row,) = language_calls.conform(rows).to_dicts()
     assert row["missing_because"] in MISSING or row["reply"].strip()

@@ -1,0 +1,208 @@
+"""Plan: what a run would ask of language models and what that would cost, before anything is sent.
+
+The requests are those that the assets would make, down to their identity, so what is kept already is known exactly.
+Simulations depend on explanations that are not written yet: a text of the usual length stands in for each. Tokens are
+estimated from the lengths of texts, by what the endpoint counted in replies that are kept.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import polars as pl
+
+from assets import explanations
+from assets.project import Project
+from pipeline import explanations as written_by_model
+from pipeline import simulations as played_by_model
+from pipeline.ports import Lake, QuotingLanguageModel, Reply, Request
+from pipeline.texts import display
+
+BYTES_PER_TOKEN = 2.5
+"""Until a reply is kept: our prompts are much punctuation and numbers, of which a token holds less than of prose."""
+
+USUAL = "words that refer to a usual topic, such as names of places or of people, in any text"
+"""Stands in for an explanation that is not written yet."""
+
+LATEST = 500
+"""Kept replies that estimates are made from."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The requests of one table of one layer."""
+
+    table: str
+    layer: int
+    model: str
+    requests: int
+    kept: int
+    """Answered already, and not sent again."""
+    prompt_tokens: int
+    """About, of what would be sent."""
+    completion_tokens: int
+    cost_usd: float | None
+    seconds: float | None
+    """About, one request after the other; None while no reply is kept."""
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What the endpoint counted in kept replies of one model."""
+
+    per_byte: float
+    completions: dict[int, float] = field(default_factory=dict)
+    """Mean tokens of a reply, by the most that the request allowed."""
+    seconds: float | None = None
+
+    def prompt(self, request: Request) -> float:
+        return self.per_byte * _bytes(request.messages)
+
+    def completion(self, request: Request) -> float:
+        return self.completions.get(request.max_tokens, float(request.max_tokens))
+
+
+def planned(
+    lake: Lake, project: Project, language: QuotingLanguageModel, *, layers: Sequence[int]
+) -> Iterator[Planned]:
+    """What explaining and simulating these layers would ask. A layer without exemplars gives nothing."""
+    for layer in layers:
+        inputs = {name: lake.read(name, layer=None if name == "sequences" else layer) for name in explanations.INPUTS}
+        if inputs["exemplars"].is_empty():
+            continue
+        written = inputs["exemplars"].clear()
+        if (model := project.choices.explainer) is not None:
+            stage, written = _explained(project, language, inputs, _sizes(lake, model), layer=layer, model=model)
+            yield stage
+        if (model := project.choices.simulator) is not None and not written.is_empty():
+            texts, choices = display(inputs["sequences"]), project.choices
+            asked = played_by_model.requests(written, inputs["exemplars"], texts, model=model, seed=choices.seed)
+            requests = [request for _, request in asked]
+            yield _stage(
+                "simulations", requests, layer=layer, model=model, language=language, sizes=_sizes(lake, model)
+            )
+
+
+def _explained(
+    project: Project,
+    language: QuotingLanguageModel,
+    inputs: dict[str, pl.DataFrame],
+    sizes: _Sizes,
+    *,
+    layer: int,
+    model: str,
+) -> tuple[Planned, pl.DataFrame]:
+    """The requests to explain, and the explanations as they are or will be."""
+    about = explanations.about(project, explanations.baselines(inputs), inputs, layer=layer, neuron=None)
+    texts = display(inputs["sequences"])
+    asked = written_by_model.requests(about, inputs["exemplars"], texts, model=model, seed=project.choices.seed)
+    requests = [request for _, request in asked]
+    stage = _stage("explanations", requests, layer=layer, model=model, language=language, sizes=sizes)
+    # No two neurons get the same words, for then their simulations would be asked for once.
+    replies = [
+        reply or Reply(f"not sent {place}", json.dumps({"explanation": f"{USUAL}, {place}"}), missing_because=None)
+        for place, reply in enumerate(language.recall(requests))
+    ]
+    return stage, written_by_model.rows(asked, replies, about, inputs["exemplars"], model=model)
+
+
+def _stage(
+    table: str, requests: Sequence[Request], *, layer: int, model: str, language: QuotingLanguageModel, sizes: _Sizes
+) -> Planned:
+    # What two neurons ask alike is sent once.
+    to_send = {request for request, reply in zip(requests, language.recall(requests), strict=True) if reply is None}
+    prompt = round(sum(sizes.prompt(request) for request in to_send))
+    completion = round(sum(sizes.completion(request) for request in to_send))
+    price = language.price(model)
+    return Planned(
+        table=table,
+        layer=layer,
+        model=model,
+        requests=len(requests),
+        kept=len(requests) - len(to_send),
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        cost_usd=None if price is None else price.cost(prompt=prompt, completion=completion),
+        seconds=None if sizes.seconds is None else sizes.seconds * len(to_send),
+    )
+
+
+def _sizes(lake: Lake, model: str) -> _Sizes:
+    """Learnt from the latest kept replies of a model."""
+    rows = (
+        lake.scan("language_calls")
+        .filter((pl.col("model") == model) & pl.col("prompt_tokens").is_not_null())
+        .select("request", "prompt_tokens", "completion_tokens", "seconds", "answered_at")
+        .collect()
+        .sort("answered_at")
+        .tail(LATEST)
+    )
+    if rows.is_empty():
+        return _Sizes(1 / BYTES_PER_TOKEN)
+    requests = [json.loads(request) for request in rows.get_column("request")]
+    n_bytes = sum(_bytes(request["messages"]) for request in requests)
+    replies = rows.with_columns(most=pl.Series([request["max_tokens"] for request in requests], dtype=pl.Int64))
+    means = replies.drop_nulls("completion_tokens").group_by("most").agg(pl.col("completion_tokens").mean())
+    return _Sizes(
+        per_byte=int(rows.get_column("prompt_tokens").sum()) / n_bytes,
+        completions=dict(means.iter_rows()),
+        seconds=float(rows.get_column("seconds").to_numpy().mean()),
+    )
+
+
+def _bytes(messages: Sequence[Sequence[str]]) -> int:
+    return sum(len(text.encode("utf-8", errors="replace")) for _, text in messages)
+
+
+def spent(lake: Lake, *, by_neuron: bool = False) -> pl.DataFrame:
+    """What was paid: one row for each table, layer and model, or for each neuron of those.
+
+    A request that two neurons share counts for both. Money is unknown (null) where that of any reply is.
+    """
+    at = ["layer", "neuron"] if by_neuron else ["layer"]
+    asked = pl.concat(
+        lake.scan(table)
+        .select(pl.lit(table).alias("table"), *at, request_id=requests)
+        .explode("request_id", empty_as_null=False, keep_nulls=False)
+        .drop_nulls("request_id")
+        .unique()
+        .collect()
+        for table, requests in (
+            ("explanations", pl.concat_list("request_id")),
+            ("simulations", pl.col("request_ids")),
+        )
+    )
+    calls = (
+        lake.scan("language_calls")
+        .select("request_id", "model", "prompt_tokens", "completion_tokens", "cost_usd")
+        .collect()
+    )
+    return (
+        asked.join(calls, on="request_id", how="inner")
+        .group_by("table", *at, "model")
+        .agg(
+            pl.len().alias("requests"),
+            pl.col("prompt_tokens").sum(),
+            pl.col("completion_tokens").sum(),
+            cost_usd=pl.when(pl.col("cost_usd").null_count() == 0).then(pl.col("cost_usd").sum()),
+        )
+        .sort(*at, "table", "model")
+    )
+
+
+def total(lake: Lake) -> dict[str, Any]:
+    """What all kept replies cost together, each counted once: requests, tokens, US dollars (None if any is unknown)."""
+    calls = lake.scan("language_calls").select("prompt_tokens", "completion_tokens", "cost_usd").collect()
+    costs = calls.get_column("cost_usd")
+    return {
+        "requests": len(calls),
+        "prompt_tokens": int(calls.get_column("prompt_tokens").sum() or 0),
+        "completion_tokens": int(calls.get_column("completion_tokens").sum() or 0),
+        "cost_usd": None if costs.null_count() else float(sum(costs)),
+    }
+
+
+def as_dict(stage: Planned) -> dict[str, Any]:
+    """For `--json`."""
+    return asdict(stage)

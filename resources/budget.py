@@ -1,0 +1,78 @@
+"""Budget: what a run may spend on language models, which is never passed.
+
+What is under way counts at the most that it can cost, until its reply says what it did cost. A request that does not fit
+is not sent, and nothing is sent after it.
+"""
+
+from dataclasses import dataclass, field
+
+from pipeline.errors import LanguageModelError
+from pipeline.ports import Request
+from resources.prices import Price
+
+A_MESSAGE = 16
+"""Tokens around a message, at most: OpenAI's chat format takes 3 or 4 and the role."""
+
+
+def most_prompt_tokens(request: Request) -> int:
+    """More tokens than any tokenizer makes of a request: no token is shorter than a byte of UTF-8."""
+    return sum(len(text.encode("utf-8", errors="replace")) + A_MESSAGE for _, text in request.messages) + A_MESSAGE
+
+
+@dataclass
+class Budget:
+    """Limits of one run in US dollars and in tokens; None for no limit."""
+
+    usd: float | None = None
+    tokens: int | None = None
+    spent_usd: float = 0.0
+    spent_tokens: int = 0
+    is_used_up: bool = False
+    """Whether a request did not fit any more."""
+    _held: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+    def admit(self, request_id: str, request: Request, price: Price | None) -> bool:
+        """Whether a request may be sent; the most that it can cost is then held back until it is `settled`.
+
+        Raises:
+            LanguageModelError: the budget is in US dollars, and the price of the model is not known.
+        """
+        if self.usd is None and self.tokens is None:
+            return True
+        prompt, completion = most_prompt_tokens(request), request.max_tokens
+        usd = 0.0
+        if self.usd is not None:
+            if price is None:
+                raise LanguageModelError(
+                    f"the price of `{request.model}` is not known, so a budget of ${self.usd:g} cannot be kept; name it in "
+                    "a file (`--prices prices.toml`), or give `--budget-tokens`"
+                )
+            usd = price.cost(prompt=prompt, completion=completion)
+        tokens = prompt + completion
+        if self.is_used_up or not self._fits(usd, tokens):
+            self.is_used_up = True
+            return False
+        self._held[request_id] = (usd, tokens)
+        return True
+
+    def settled(self, request_id: str, *, usd: float | None = None, tokens: int | None = None) -> None:
+        """A request came back. What its reply does not say counts at the most that was held for it.
+
+        One that brought no reply is settled with zeros, for a provider charges for replies.
+        """
+        held_usd, held_tokens = self._held.pop(request_id, (0.0, 0))
+        self.spent_usd += held_usd if usd is None else usd
+        self.spent_tokens += held_tokens if tokens is None else tokens
+
+    def lost(self, request_id: str) -> None:
+        """An attempt ran out of time. It may be charged for, so it counts at the most, and the next one holds as much."""
+        usd, tokens = self._held.get(request_id, (0.0, 0))
+        self.spent_usd += usd
+        self.spent_tokens += tokens
+
+    def _fits(self, usd: float, tokens: int) -> bool:
+        held_usd = self.spent_usd + sum(most for most, _ in self._held.values())
+        held_tokens = self.spent_tokens + sum(most for _, most in self._held.values())
+        return (self.usd is None or held_usd + usd <= self.usd) and (
+            self.tokens is None or held_tokens + tokens <= self.tokens
+        )

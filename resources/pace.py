@@ -1,0 +1,48 @@
+"""Pace: how many requests are under way at once, as many as the endpoint takes.
+
+Additive increase, multiplicative decrease (Chiu and Jain 1989), as TCP does it: a reply raises the limit by its share
+of one request, a refusal for coming too fast halves it. A second refusal within a second is of the same moment.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+ONE_MOMENT = 1.0
+"""Seconds within which refusals are answered once."""
+
+
+class Pace:
+    """At most `most` requests at once, fewer after refusals."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.limit = float(most)
+        self._under_way = 0
+        self._changed = asyncio.Condition()
+        self._slowed_at = -ONE_MOMENT
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[None]:
+        """Hold the place of one request."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._under_way < int(self.limit))
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self._under_way -= 1
+                self._changed.notify_all()
+
+    def faster(self) -> None:
+        """A reply came."""
+        self.limit = min(float(self._most), self.limit + 1 / self.limit)
+
+    def slower(self) -> None:
+        """The endpoint asked to slow down."""
+        now = time.monotonic()
+        if now - self._slowed_at >= ONE_MOMENT:
+            self._slowed_at = now
+            self.limit = max(1.0, self.limit / 2)

@@ -1,0 +1,256 @@
+"""Spending: what a run will cost is said before, what it may cost is kept to, and what it did cost is known."""
+
+import json
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from pipeline.ports import Request
+from pipeline.provenance import frame_hash
+from pipeline.tables import TABLES
+from pipeline.testing import ScriptedLanguageModel
+from resources import language as door
+
+PRICES = '[[price]]\nmodel = "scripted"\ninput = 10\noutput = 30\n'
+
+
+def _load(name):
+    """Tests are no package, so the stand-ins are loaded from their files."""
+    if name not in sys.modules:
+        spec = spec_from_file_location(name, Path(__file__).parents[1] / "faults" / f"{name}.py")
+        sys.modules[name] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+Endpoint = _load("endpoint").Endpoint
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(door, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(door, "LONGEST_PAUSE", 0.05)
+
+
+@pytest.fixture
+def truth(planted):
+    """Answers of a language model that knows the planted neurons."""
+    language = ScriptedLanguageModel(planted)
+
+    def answer(asked):
+        messages = tuple((message["role"], message["content"]) for message in asked["messages"])
+        replies, _ = language.answer([Request(asked["model"], messages, 0.0, 1, 0)], run_id="r")
+        return replies[0].text
+
+    return answer
+
+
+@pytest.fixture
+def folder(copied):
+    """A made folder with prices in it."""
+    (copied.home / "prices.toml").write_text(PRICES)
+    return copied
+
+
+def asking(endpoint):
+    return ("--explainer", "scripted", "--base-url", endpoint.url, "--prices", "prices.toml", "--concurrency", "4")
+
+
+def planned(folder, *words):
+    return json.loads(folder.type("plan", "--json", *words).stdout)
+
+
+def paid(folder):
+    return json.loads(folder.type("cost", "--json").stdout)["total"]
+
+
+def test_a_plan_sends_nothing_and_says_what_the_run_then_does(folder, truth):
+    before = folder.versions()
+    with Endpoint(truth, counts=True) as endpoint:
+        blind = planned(folder, "--layers", "0", *asking(endpoint))
+        assert endpoint.asked.total() == 0
+        assert folder.versions() == before
+        assert folder.type("run", "--neurons", "0:1", *asking(endpoint)).exit_code == 0
+        sent, at_first = endpoint.asked.total(), paid(folder)
+        plan = planned(folder, "--layers", "0", *asking(endpoint))
+        assert folder.type("run", "--layers", "0", *asking(endpoint)).exit_code == 0
+        assert blind["total"]["to_send"] == endpoint.asked.total()
+        assert plan["total"]["to_send"] == endpoint.asked.total() - sent
+    assert {stage["table"]: stage["kept"] for stage in plan["layers"]}["explanations"] == 1
+    then = paid(folder)
+    for name in ("prompt_tokens", "completion_tokens", "cost_usd"):
+        assert plan["total"][name] == pytest.approx(then[name] - at_first[name], rel=0.1)
+    assert plan["total"]["seconds"] > 0
+    assert planned(folder, "--layers", "0", *asking(endpoint))["total"]["to_send"] == 0
+
+
+def test_a_plan_is_printed_with_its_sum_and_says_that_nothing_was_sent(folder, truth):
+    with Endpoint(truth) as endpoint:
+        shown = folder.type("plan", *asking(endpoint)).stdout
+        assert endpoint.asked.total() == 0
+    assert "together" in shown
+    assert "Nothing was sent." in shown
+    assert "$" in shown
+
+
+def test_a_plan_without_a_language_model_is_refused(folder):
+    result = folder.type("plan")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "name one with --explainer" in result.stderr
+
+
+def test_a_plan_names_the_command_for_layers_that_have_no_exemplars_yet(empty, tmp_path):
+    shown = empty.copy(tmp_path).type("plan", "--explainer", "scripted").stdout
+    assert "run --layers 0,1 --explainer ''" in shown
+
+
+def test_an_unknown_price_is_unknown_and_not_zero(folder, truth):
+    with Endpoint(truth, counts=True) as endpoint:
+        words = ("--explainer", "scripted", "--base-url", endpoint.url)
+        assert planned(folder, "--layers", "0", *words)["total"]["cost_usd"] is None
+        result = folder.type("run", "--neurons", "0:1", "--budget-usd", "5", *words)
+        assert result.exit_code == 1
+        assert "the price of `scripted` is not known, so a budget of $5 cannot be kept" in result.stderr
+        assert endpoint.asked.total() == 0
+        assert folder.type("run", "--neurons", "0:1", *words).exit_code == 0
+    assert paid(folder)["cost_usd"] is None
+    assert "unknown" in folder.type("cost").stdout
+
+
+def same(folder, other):
+    names = ("explanations", "simulations", "scores")
+    hashes = [{name: frame_hash(one.table(name), key=TABLES[name].key) for name in names} for one in (folder, other)]
+    return hashes[0] == hashes[1]
+
+
+@pytest.mark.parametrize("budget", [("--budget-usd", "0.3"), ("--budget-tokens", "30000")])
+def test_a_budget_is_kept_to_and_what_is_left_is_asked_for_later(folder, truth, tmp_path_factory, budget):
+    other = folder.copy(tmp_path_factory.mktemp("other"))
+    with Endpoint(truth, counts=True) as endpoint:
+        result = folder.type("run", "--layers", "0", *asking(endpoint), *budget)
+        assert result.exit_code == 3, result.stderr
+        assert 0 < paid(folder)["cost_usd"] <= 0.3
+        assert paid(folder)["prompt_tokens"] + paid(folder)["completion_tokens"] <= 30_000
+        reasons = folder.table("explanations").filter(explainer="scripted").get_column("missing_because")
+        assert set(reasons) >= {"budget"}
+        assert "answers are missing (budget)" in folder.not_fresh(*asking(endpoint))["explanations", 0]
+        assert result.stderr.splitlines()[-1].endswith(" ".join(budget))
+        assert "run --layers 0" in result.stderr.splitlines()[-1]
+        assert folder.type("run", "--layers", "0", *asking(endpoint)).exit_code == 0
+        assert set(endpoint.asked.values()) == {1}
+        asked = endpoint.asked.total()
+        assert other.type("run", "--layers", "0", *asking(endpoint)).exit_code == 0
+        assert endpoint.asked.total() == 2 * asked
+    assert same(folder, other)
+
+
+def test_no_layer_is_begun_once_the_budget_is_used_up(folder, truth):
+    with Endpoint(truth, counts=True) as endpoint:
+        result = folder.type("run", *asking(endpoint), "--budget-tokens", "30000")
+    assert result.exit_code == 3, result.stderr
+    assert "explanations to scores layer 1" not in result.stderr
+    assert folder.table("explanations", layer=1).filter(explainer="scripted").is_empty()
+
+
+def test_a_budget_below_zero_is_refused(folder):
+    result = folder.type("run", "--budget-usd", "-1")
+    assert result.exit_code == 2
+    assert "--budget-usd (=-1.0) must be a number from 0 on" in result.stderr
+
+
+def test_only_answers_that_failed_in_passing_are_asked_for_again(folder, truth):
+    with Endpoint(truth, script=["500"] * door.ATTEMPTS) as endpoint:
+        words = (*asking(endpoint), "--concurrency", "1")
+        assert folder.type("run", "--layers", "0", *words).exit_code == 0
+        missing = folder.table("explanations").filter(missing_because="server_error")
+        assert len(missing) == 1
+        asked = endpoint.asked.total()
+        result = folder.type("run", "--retry-failed", *words)
+        assert result.exit_code == 0
+        assert "explanations to scores layer 0" in result.stderr
+        assert "layer 1" not in result.stderr
+        texts = folder.table("exemplars").join(missing, on=["layer", "neuron"], how="semi").filter(split="score")
+        assert endpoint.asked.total() == asked + 1 + texts.get_column("sequence_id").n_unique()
+        assert folder.table("explanations").filter(missing_because="server_error").is_empty()
+        again = folder.type("run", "--retry-failed", *words)
+    assert "No answer is missing that could come now" in again.stdout
+
+
+def test_answers_of_a_model_that_is_no_longer_asked_make_nothing_stale(folder, truth):
+    with Endpoint(truth, script=["500"] * door.ATTEMPTS) as endpoint:
+        assert folder.type("run", "--layers", "0", *asking(endpoint), "--concurrency", "1").exit_code == 0
+        assert ("explanations", 0) in folder.not_fresh(*asking(endpoint))
+    assert folder.not_fresh() == {}
+
+
+def asked_about(folder):
+    rows = folder.table("explanations", layer=0).filter(explainer="scripted")
+    return set(rows.get_column("neuron"))
+
+
+def test_a_selection_asks_about_no_others_and_is_recorded(folder, truth):
+    with Endpoint(truth) as endpoint:
+        assert folder.type("run", "--layers", "0", "--select", "random:2", *asking(endpoint)).exit_code == 0
+        first, asked = asked_about(folder), endpoint.asked.total()
+        assert len(first) == 2
+        assert folder.not_fresh("--layers", "0", "--select", "random:2", *asking(endpoint)) == {}
+        causes = folder.not_fresh("--layers", "0", "--select", "random:3", *asking(endpoint))
+        assert "setting `select` changed" in causes["explanations", 0]
+        assert folder.type("run", "--layers", "0", "--select", "random:3", *asking(endpoint)).exit_code == 0
+        assert first < asked_about(folder)
+        assert endpoint.asked.total() > asked
+        assert set(endpoint.asked.values()) == {1}
+    record = (
+        folder.table("materializations").filter(table="explanations", layer=0).sort("finished_at").row(-1, named=True)
+    )
+    assert json.loads(record["settings"])["select"] == {"count": 3, "statistic": None}
+
+
+def test_the_neurons_that_tokens_tell_least_of_come_first(folder, truth):
+    with Endpoint(truth) as endpoint:
+        assert folder.type("run", "--layers", "1", "--select", "top:3:context", *asking(endpoint)).exit_code == 0
+    rows = folder.table("explanations", layer=1).filter(explainer="scripted")
+    chosen = set(rows.get_column("neuron"))
+    statistics = folder.table("neuron_statistics", layer=1)
+    assert len(chosen) == 3
+    assert not statistics.filter(pl.col("neuron").is_in(chosen)).get_column("dead").any()
+    # Layer 1 holds neurons that fire on a word only after another one, which no table of tokens can tell.
+    after = {neuron.neuron for neuron in truth_of(folder) if neuron.after is not None}
+    assert chosen == after or chosen < after or after < chosen
+
+
+def truth_of(folder):
+    from pipeline.testing import _planted_neurons
+
+    return [neuron for neuron in _planted_neurons() if neuron.layer == 1]
+
+
+def test_a_selection_in_another_form_is_refused(folder):
+    result = folder.type("run", "--select", "best:5", "--explainer", "scripted")
+    assert result.exit_code == 2
+    assert "--select (='best:5') must be `all`, `random:50`, or `top:50:`" in result.stderr
+
+
+def test_what_was_paid_is_known_by_layer_neuron_and_model(folder, truth):
+    with Endpoint(truth, counts=True) as endpoint:
+        assert folder.type("run", "--neurons", "0:1,1:2", *asking(endpoint)).exit_code == 0
+    found = json.loads(folder.type("cost", "--by", "neuron", "--json").stdout)
+    assert {(row["layer"], row["neuron"], row["table"]) for row in found["rows"]} == {
+        (layer, neuron, table) for layer, neuron in ((0, 1), (1, 2)) for table in ("explanations", "simulations")
+    }
+    assert sum(row["cost_usd"] for row in found["rows"]) == pytest.approx(found["total"]["cost_usd"])
+    calls = folder.table("language_calls")
+    tokens = calls.select(pl.col("prompt_tokens") * 10 + pl.col("completion_tokens") * 30).to_series()
+    assert found["total"]["cost_usd"] == pytest.approx(tokens.sum() / 1e6)
+    shown = folder.type("cost").stdout
+    assert "each paid for once" in shown
+    usage = json.loads(
+        folder.table("materializations")
+        .filter(table="explanations", layer=0)
+        .sort("finished_at")
+        .row(-1, named=True)["usage"]
+    )
+    assert usage["cost_usd"] > 0
