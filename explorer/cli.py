@@ -112,8 +112,12 @@ def run(
     for name, most in (("--budget-usd", budget_usd), ("--budget-tokens", budget_tokens)):
         if most is not None and not 0 <= most < float("inf"):
             raise SettingsError(f"{name} (={most}) must be a number from 0 on")
-    if neurons is not None and (wanted is not None or retry_failed):
-        raise SettingsError("give either --neurons, or --layers with or without --retry-failed, not both")
+    if neurons is not None and wanted is not None:
+        raise SettingsError("give either --layers or --neurons, not both")
+    if neurons is not None and retry_failed:
+        raise SettingsError(
+            "give either --neurons or --retry-failed, not both; --neurons asks again for what is missing"
+        )
     budget = Budget(usd=budget_usd, tokens=budget_tokens)
     if neurons is not None:
         _recompute(settings, neurons, budget)
