@@ -8,6 +8,7 @@ ratio    time of a full capture over that of the bare pass: on a GPU, where ther
 growth   the same per token for much more text, and the time to merge two captures of it, on layer 0 alone
 lake     bytes that a neuron takes in the lake, and the time to read one neuron's records
 memory   what capture needs above the model and one batch, in processes of their own, at two sizes of the corpus
+state    what the reductions of all layers hold for a corpus of 50,000 windows; runs no model
 """
 
 import argparse
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +39,8 @@ from resources.subject import HuggingFaceSubject
 if TYPE_CHECKING:
     from resources.delta import DeltaLake
 
-PARTS = ("ratio", "growth", "lake", "memory")
+PARTS = ("ratio", "growth", "lake", "memory", "state")
+NEED_NO_MODEL = {"state"}
 
 RATIO_GOAL = {512: 1.10, 4096: 1.05, 16384: 1.03}
 GPU_RATIO_GOAL = 1.05
@@ -54,6 +57,11 @@ READ_GOAL = 10.0
 
 MEMORY_GOAL = 1536.0
 """MiB above the model and one batch for all neurons of GPT-2 small."""
+
+STATE_GOAL = 8.0
+"""GiB that all neurons of GPT-2 XL hold between two batches."""
+
+STATE_WINDOWS = 50_000
 
 MEMORY_GROWTH_GOAL = 64.0
 """MiB more for twice the text: nothing but slots of one more nested sample, and noise."""
@@ -81,7 +89,7 @@ def measured(asked: argparse.Namespace) -> Iterator[Figure]:
     least = min(asked.windows)
     with tempfile.TemporaryDirectory() as home:
         model = Path(home) / "model"
-        if asked.shape != subjects.DEMO:
+        if asked.shape != subjects.DEMO and (asked.peers or set(asked.parts) - NEED_NO_MODEL):
             subjects.save(asked.shape, model)
         if "ratio" in asked.parts:
             yield from ratios(asked.shape, model, asked.windows, asked.repetitions)
@@ -91,6 +99,8 @@ def measured(asked: argparse.Namespace) -> Iterator[Figure]:
             yield from lake(asked.shape, model, least, Path(home) / "lake")
         if "memory" in asked.parts:
             yield from memory(asked.shape, model, 2 * least, 4 * least)
+        if "state" in asked.parts:
+            yield state(asked.shape, STATE_WINDOWS)
         if asked.peers:
             yield from beside(peers(asked.peers_home), asked.shape, model, least, repetitions=asked.repetitions)
 
@@ -314,6 +324,30 @@ def memory(shape: str, model: Path, small: int, large: int) -> Iterator[Figure]:
         MEMORY_GROWTH_GOAL,
         higher_is_better=False,
         detail=f"more at {large:,} windows than at {small:,}",
+    )
+
+
+def state(shape: str, size: int) -> Figure:
+    """What the reductions of all layers hold once every slot is filled."""
+    from pipeline.reduction import LayerReduction
+
+    n_layers, n_neurons = subjects.neurons(shape)
+    planned = plan(subjects.windows(shape, size))
+    probe = np.ones(n_neurons, np.float32)
+    tracemalloc.start()
+    # numpy tells it of its arrays, whether or not they were written to. The second does not count what a plan keeps.
+    made = [LayerReduction(planned, layer=layer, signed=False, seed=0, probe=probe) for layer in range(2)]
+    before = tracemalloc.get_traced_memory()[0]
+    made.append(LayerReduction(planned, layer=2, signed=False, seed=0, probe=probe))
+    held = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    return Figure(
+        f"state_{shape}_{planned.n_windows}",
+        held * n_layers / 2**30,
+        "GiB",
+        STATE_GOAL if shape == "gpt2-xl" else None,
+        higher_is_better=False,
+        detail=f"{held / n_neurons:,.0f} bytes for each of {n_layers} x {n_neurons:,} neurons, in one polarity",
     )
 
 

@@ -92,6 +92,16 @@ def save(shape: str, folder: Path) -> None:
     _save_tokenizer(folder, vocabulary=config.vocab_size, around=found.around)
 
 
+def neurons(shape: str) -> tuple[int, int]:
+    """How many layers a shape has, and how many neurons each of them has."""
+    from transformers import CONFIG_MAPPING
+
+    if shape == DEMO:
+        shape = "bert"
+    config = CONFIG_MAPPING[SHAPES[shape].family](**SHAPES[shape].sizes)
+    return config.num_hidden_layers, getattr(config, "intermediate_size", 4 * config.hidden_size)
+
+
 def subject(shape: str, folder: Path, **choices: str) -> HuggingFaceSubject:
     """The subject that `save` wrote to this folder; for `demo` the real one."""
     return HuggingFaceSubject(DEMO if shape == DEMO else str(folder), **choices)

@@ -356,8 +356,8 @@ def offer(
     float32 the peak that it has, minus infinity while one is empty. The peak of a window is the maximum of `sign * x`; of
     equal ones the lower window stays.
 
-    A slot whose activations are still to be stored has its window's place in the batch, of `rows` (window,) int16, in
-    `fresh` (neuron, slot) int16: most that come early are driven out before their batch is over.
+    A slot whose activations are still to be stored has its window's place in the batch, of `rows` (window,) int8, in
+    `fresh` (neuron, slot) int8: most that come early are driven out before their batch is over.
     """
     zero = np.float32(0)
     for first in range(start, stop, _KEPT):
@@ -406,7 +406,7 @@ def _by_window(fresh: Array, first: int, last: int, ends: Array, neurons: Array,
 def store(x: Array, lengths: Array, start: int, stop: int, fresh: Array, steps: Array, exponents: Array) -> None:
     """Store the activations of those windows of a batch that are in a slot, and mark the slots as stored.
 
-    `fresh` (neuron, slot) int16 has each slot's place in the batch, or -1; fills `steps` (neuron, slot, token) int16 and
+    `fresh` (neuron, slot) int8 has each slot's place in the batch, or -1; fills `steps` (neuron, slot, token) int16 and
     `exponents` (neuron, slot) int16.
     """
     n_slots = fresh.shape[1]
@@ -549,13 +549,13 @@ def _count_up(bins: Array, counts: Array) -> None:
 def _move_counts(counts: Array, histogram: Array) -> None:
     for j in range(counts.shape[0]):
         for bin_ in range(counts.shape[1]):
-            histogram[j, bin_] += np.int32(counts[j, bin_])
+            histogram[j, bin_] += counts[j, bin_]
             counts[j, bin_] = 0
 
 
 @_compiled
 def count_in_bins(bits: Array, lengths: Array, classes: Array, start: int, stop: int, histogram: Array) -> None:
-    """Count activations in the bins of `histogram` (class, neuron, bin) int32; windows of class -1 are left out.
+    """Count activations in the bins of `histogram` (class, neuron, bin) of whole numbers; windows of class -1 are left out.
 
     `bits` is the batch (window, token, neuron) seen as int32: exponent and first bit of a float32 are the number of its bin.
     They are counted in 16 bits first, which leaves room in the cache for as many neurons as the memory reads at a stretch.

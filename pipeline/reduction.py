@@ -84,7 +84,10 @@ class LayerReduction:
         self._minimum = np.full(n, np.inf, dtype=np.float32)
         self._maximum = np.full(n, -np.inf, dtype=np.float32)
         self._positive = np.zeros(n, dtype=np.int64)
-        self._histogram = np.zeros((HISTOGRAM_CLASSES, n, len(HISTOGRAM_EDGES) + 1), dtype=np.int32)
+        counted = int(plan.lengths[plan.level >= plan.histogram_level].sum())
+        self._histogram = np.zeros(
+            (HISTOGRAM_CLASSES, n, len(HISTOGRAM_EDGES) + 1), dtype=np.uint16 if counted < 2**16 else np.int32
+        )
         self._maxima = {
             polarity: np.zeros((min(plan.n_windows, MAXIMA), n), dtype=np.float32)
             for polarity in (("+", "-") if signed else ("+",))
@@ -229,7 +232,7 @@ class LayerReduction:
 class _Piece:
     """A few windows, with what is known of each (window, neuron)."""
 
-    rows: NDArray[np.int16]
+    rows: NDArray[np.int8]
     """Their places in the batch."""
     windows: NDArray[np.int32]
     x: NDArray[np.float32]
@@ -245,7 +248,7 @@ class _Piece:
     def of(cls, plan: Plan, windows: NDArray[np.int64], x: NDArray[np.float32], *, first: int) -> "_Piece":
         shape = (len(windows), x.shape[2])
         return cls(
-            rows=np.arange(first, first + len(windows), dtype=np.int16),
+            rows=np.arange(first, first + len(windows), dtype=np.int8),
             windows=windows.astype(np.int32),
             x=x,
             lengths=plan.lengths[windows],
@@ -294,7 +297,7 @@ class _Strongest(_Kept):
         self._sign = sign
         self._weakest = np.repeat(self.starts[:-1, None], n_neurons, axis=1).astype(np.int32)
         self._bars = np.full((len(groups), n_neurons), -np.inf, dtype=np.float32)
-        self._fresh = np.full(self.windows.shape, -1, dtype=np.int16)
+        self._fresh = np.full(self.windows.shape, -1, dtype=np.int8)
 
     def offer(self, piece: _Piece, groups: NDArray[np.bool_], start: int, stop: int) -> None:
         """Offer the windows of a piece to the groups (window, group) that they belong to."""

@@ -55,6 +55,22 @@ def test_the_lake_is_as_large_as_its_files_and_is_read_back(capsys, figures):
     assert found["read_one_neuron_p50"]["value"] <= found["read_one_neuron_p95"]["value"]
 
 
+def test_the_state_is_that_of_all_neurons_and_needs_no_model(monkeypatch, capsys, figures):
+    monkeypatch.setattr(capture, "STATE_WINDOWS", 40)
+    monkeypatch.setattr(subjects, "save", None)
+    (found,) = figures(capsys, "--parts", "state").values()
+    assert found["figure"] == "state_tiny_40"
+    bytes_per_neuron = found["value"] * 2**30 / (2 * 64)
+    assert 10_000 < bytes_per_neuron < 100_000
+
+
+def test_the_shapes_have_the_neurons_of_their_models(model):
+    assert subjects.neurons("gpt2-xl") == (48, 6400)
+    assert subjects.neurons("pythia") == (6, 2048)
+    sites = subjects.subject("tiny", model, device="cpu").layers()
+    assert subjects.neurons("tiny") == (len(sites), sites[0].n_neurons)
+
+
 def test_peak_memory_is_that_of_a_process_of_its_own(model):
     bare, full = (capture.peak_mib("tiny", model, 4, leg) for leg in ("bare", "full"))
     # Torch alone takes this much, and so small a model hardly more.
@@ -107,4 +123,4 @@ def test_a_goal_is_reached_from_the_right_side(value, higher, word):
 def test_an_unknown_part_is_refused_with_the_known_ones(capsys):
     with pytest.raises(SystemExit):
         capture.main(["--parts", "speed"])
-    assert "choose from ratio, growth, lake, memory" in capsys.readouterr().err
+    assert "choose from ratio, growth, lake, memory, state" in capsys.readouterr().err
