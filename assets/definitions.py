@@ -97,6 +97,7 @@ def open_project(settings: Settings, subject: SubjectModel) -> Project:
             seed=settings.seed,
             explainer=settings.explainer,
             simulator=settings.simulator or settings.explainer,
+            simulation=settings.simulation,
             select=selection.parse(settings.select),
         ),
         code=code.code(),

@@ -77,7 +77,9 @@ def planned(
             yield stage
         if (model := project.choices.simulator) is not None and not written.is_empty():
             texts, choices = display(inputs["sequences"]), project.choices
-            asked = played_by_model.requests(written, inputs["exemplars"], texts, model=model, seed=choices.seed)
+            asked = played_by_model.requests(
+                written, inputs["exemplars"], texts, model=model, seed=choices.seed, way=choices.simulation
+            )
             requests = [request for _, request in asked]
             yield _stage(
                 "simulations", requests, layer=layer, model=model, language=language, sizes=_sizes(lake, model)

@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 
 from pipeline.selection import Selection
+from pipeline.simulations import Way
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Choices:
     """Language model that explains, None for the baselines alone."""
     simulator: str | None
     """Language model that simulates."""
+    simulation: Way = "json"
+    """How it is asked; see `pipeline.simulations`."""
     select: Selection = field(default_factory=Selection)
     """The neurons of each layer that language models are asked about."""
 

@@ -14,7 +14,7 @@ from pipeline.ports import Lake
 from pipeline.scores import FORMULA_VERSION, RESAMPLES
 from pipeline.scores import scores as scored
 
-CODE_VERSION = f"1.{FORMULA_VERSION}"
+CODE_VERSION = f"2.{FORMULA_VERSION}"
 
 
 def settings(project: Project) -> dict[str, Any]:

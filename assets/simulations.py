@@ -8,7 +8,6 @@ import polars as pl
 from assets.project import Project, parse_key
 from assets.spec import checks, described
 from assets.step import Step, Written
-from pipeline import json_simulator
 from pipeline import simulations as played_by_model
 from pipeline.baselines import simulations as baseline_rows
 from pipeline.checks import check
@@ -24,7 +23,7 @@ def settings(project: Project) -> dict[str, Any]:
         return {}
     return {
         "simulator": project.choices.simulator,
-        "prompt": json_simulator.PROMPT_HASH,
+        "prompt": played_by_model.PROMPT_HASHES[project.choices.simulation],
         "seed": project.choices.seed,
     }
 
@@ -48,9 +47,10 @@ def make(
         usage = Usage()
         if (model := project.choices.simulator) is not None:
             texts = display(step.read("sequences"))
-            asked = played_by_model.requests(explanations, exemplars, texts, model=model, seed=project.choices.seed)
+            way, seed = project.choices.simulation, project.choices.seed
+            asked = played_by_model.requests(explanations, exemplars, texts, model=model, seed=seed, way=way)
             replies, usage = language.answer([request for _, request in asked], run_id=step.run_id)
-            played = played_by_model.rows(asked, replies, explanations, exemplars, model=model)
+            played = played_by_model.rows(asked, replies, explanations, exemplars, model=model, way=way)
             rows = pl.concat([rows.select(sorted(rows.columns)), played.select(sorted(rows.columns))])
         written = step.write(rows, usage=usage)
     numbers = {

@@ -50,19 +50,8 @@ def requests(
     Raises:
         LakeError: an exemplar was shown to the explainer, or a sequence has no tokens or another number of them.
     """
-    if strangers := sorted(set(exemplars.get_column("split")) - {"score"}):
-        raise LakeError(f"exemplars of split {strangers} must never be scored on; pass only split `score`")
-    hidden = exemplars.select(
-        "layer", "neuron", "polarity", "exemplar_id", "sequence_id", pl.col("token_ids").list.len().alias("n_tokens")
-    )
-    pairs = (
-        explanations.filter(pl.col("text").is_not_null())
-        .select("layer", "neuron", "polarity", "explanation_id", "text")
-        .join(hidden, on=["layer", "neuron", "polarity"], maintain_order="left_right")
-        .select("explanation_id", "exemplar_id", "text", "sequence_id", "n_tokens")
-    )
     beginning = _beginning()
-    for explanation_id, exemplar_id, text, sequence_id, n_tokens in pairs.iter_rows():
+    for explanation_id, exemplar_id, text, sequence_id, n_tokens in paired(explanations, exemplars).iter_rows():
         yield (
             (explanation_id, exemplar_id),
             Request(
@@ -76,6 +65,25 @@ def requests(
         )
 
 
+def paired(explanations: pl.DataFrame, exemplars: pl.DataFrame) -> pl.DataFrame:
+    """Each explanation with a text beside each exemplar of its neuron.
+
+    Raises:
+        LakeError: an exemplar was shown to the explainer.
+    """
+    if strangers := sorted(set(exemplars.get_column("split")) - {"score"}):
+        raise LakeError(f"exemplars of split {strangers} must never be scored on; pass only split `score`")
+    hidden = exemplars.select(
+        "layer", "neuron", "polarity", "exemplar_id", "sequence_id", pl.col("token_ids").list.len().alias("n_tokens")
+    )
+    return (
+        explanations.filter(pl.col("text").is_not_null())
+        .select("layer", "neuron", "polarity", "explanation_id", "text")
+        .join(hidden, on=["layer", "neuron", "polarity"], maintain_order="left_right")
+        .select("explanation_id", "exemplar_id", "text", "sequence_id", "n_tokens")
+    )
+
+
 def parse(reply: Reply, n_tokens: int) -> Simulated:
     """One number from 0 to 10 for each of the `n_tokens` tokens, or nothing at all and the reason.
 
@@ -83,21 +91,26 @@ def parse(reply: Reply, n_tokens: int) -> Simulated:
     else that is not the object that was asked for.
     """
     if reply.missing_because is not None or reply.text is None:
-        return _missing(reply.missing_because or "unparsable")
+        return missing(reply.missing_because or "unparsable")
     match prompts.read_object(reply.text):
         case {"activations": list(pairs), **others} if not others:
-            pass
-        case _:
-            return _missing("unparsable")
+            return read_pairs(pairs, n_tokens)
+    return missing("unparsable")
+
+
+def read_pairs(pairs: object, n_tokens: int) -> Simulated:
+    """[index, activation] pairs, one for each token in whatever order, or nothing at all and the reason."""
+    if not isinstance(pairs, list):
+        return missing("unparsable")
     numbers: dict[int, float] = {}
     for pair in pairs:
         match pair:
             case [int(index), int() | float() as value] if _is_number(index, value):
                 numbers[index] = float(value)
             case _:
-                return _missing("unparsable")
+                return missing("unparsable")
     if len(pairs) != n_tokens or numbers.keys() != set(range(n_tokens)):
-        return _missing("wrong_length")
+        return missing("wrong_length")
     return Simulated(expected=[numbers[index] for index in range(n_tokens)], missing_because=None, coverage=1.0)
 
 
@@ -106,7 +119,8 @@ def _is_number(index: int, value: float) -> bool:
     return not isinstance(index, bool) and not isinstance(value, bool) and 0 <= value <= 10 and math.isfinite(value)
 
 
-def _missing(reason: str) -> Simulated:
+def missing(reason: str) -> Simulated:
+    """Nothing, because of a word of `pipeline.tables.MISSING`."""
     return Simulated(expected=None, missing_because=reason, coverage=0.0)
 
 

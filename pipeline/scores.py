@@ -1,4 +1,4 @@
-"""Scores: how well a simulation predicts the neuron, by four formulas on two sets of sequences.
+"""Scores: how well a simulation predicts the neuron, by eight formulas on two sets of sequences.
 
 With true activations y and expected activations s at all tokens of the scored sequences, taken together:
 
@@ -6,13 +6,22 @@ With true activations y and expected activations s at all tokens of the scored s
     rsquared                 1 - mean((y - s)**2) / mean(y**2)          not centred, as in OpenAI's code
     absolute_dev_explained   1 - mean(|y - s|) / mean(|y|)
     explained_variance       1 - mean((y - s)**2) / var(y)              centred, as in the paper
+    rank_correlation         Pearson correlation of the ranks of s and y, equal ones sharing theirs (Spearman)
+    linear_rsquared, linear_absolute_dev_explained, linear_explained_variance
+                             the same three with a + b s in place of s
 
 Bills et al. 2023, "Scoring explanations", and its code `explanations/scoring.py`. Activations are raw: not scaled,
 and negative ones kept. The last three only mean something when s is in the units of y (`simulations.scale` is
-`neuron`); for a simulation on the scale 0 to 10 or in units of weights they are computed as they stand.
+`neuron`); for a simulation on the scale 0 to 10 or in units of weights they are computed as they stand. The `linear_`
+ones bring any simulation to the neuron's units: a and b are the least-squares line through all other sequences of the
+set, never the one that is scored by it, so that nothing is fitted to what it is measured on. (The paper fits its
+calibration on the simulated text itself, with a quarter of it held out; with ten sequences that is two or three.)
 
-Tokens of one sequence are not independent, so the interval resamples whole sequences (cluster bootstrap).
+Tokens of one sequence are not independent, so the interval resamples whole sequences (cluster bootstrap). Ranks and
+lines are not found anew in a resample.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -20,7 +29,9 @@ from numpy.typing import NDArray
 
 from pipeline.provenance import content_hash, identities
 
-SCORERS = ("ev_correlation", "rsquared", "absolute_dev_explained", "explained_variance")
+RAW = ("ev_correlation", "rsquared", "absolute_dev_explained", "explained_variance")
+LINEAR = ("linear_rsquared", "linear_absolute_dev_explained", "linear_explained_variance")
+SCORERS = (*RAW, "rank_correlation", *LINEAR)
 FORMULA_VERSION = 1
 SETS = {"top_and_random": ("top", "random"), "random_only": ("random",)}
 RESAMPLES = 500
@@ -73,7 +84,7 @@ def _missing(explanations: pl.DataFrame) -> pl.DataFrame:
 
 
 def _scored(rows: pl.DataFrame, split: str, *, seed: int) -> pl.DataFrame:
-    """All four scorers on one set of sequences, for every (explanation, simulator) in `rows`."""
+    """All scorers on one set of sequences, for every (explanation, simulator) in `rows`."""
     at = ["layer", "neuron", "polarity", "explanation_id", "method", "simulator"]
     rows = rows.sort(*at, "stratum", "rank", "exemplar_id")
     groups = rows.group_by(at, maintain_order=True).agg(
@@ -84,22 +95,33 @@ def _scored(rows: pl.DataFrame, split: str, *, seed: int) -> pl.DataFrame:
         pl.col("missing_because").drop_nulls().mode().sort().first().alias("failure"),
     )
     usable = rows.filter(pl.col("expected").is_not_null())
-    moments = _moments(usable, groups.get_column("n_sequences").to_numpy())
-    point = _formulas(moments.sum(axis=1))
-    low, high = _interval(moments, groups.get_column("n_sequences").to_numpy(), seed=seed)
-    extremes = _extremes(usable, groups.get_column("n_sequences").to_numpy())
+    n_sequences = groups.get_column("n_sequences").to_numpy()
+    tokens = _Tokens.of(usable, n_sequences)
+    raw = _moments(tokens, tokens.y, tokens.s)
+    ranks = _moments(tokens, tokens.ranks(tokens.y), tokens.ranks(tokens.s))
+    found = (raw, ranks, _moments(tokens, tokens.y, _on_lines(tokens, raw)))
+    columns = (range(4), range(1), range(1, 4))
+    point, low, high = (
+        np.concatenate([values[:, some] for values, some in zip(parts, columns, strict=True)], axis=1)
+        for parts in zip(
+            *((_formulas(sums.sum(axis=1)), *_interval(sums, n_sequences, seed=seed)) for sums in found), strict=True
+        )
+    )
+    extremes = _extremes(usable, n_sequences)
     constant_true, constant_expected = extremes
     hashes = [content_hash(text) for text in groups.get_column("simulations")]
     frames: list[pl.DataFrame] = []
     for index, scorer in enumerate(SCORERS):
         value = point[:, index]
         reason = np.full(len(groups), None, dtype=object)
-        if scorer == "ev_correlation":
+        if scorer in ("ev_correlation", "rank_correlation"):
             reason[constant_expected] = "constant_simulation"
-        if scorer in ("ev_correlation", "explained_variance"):
+        if scorer in ("ev_correlation", "rank_correlation", "explained_variance", "linear_explained_variance"):
             reason[constant_true] = "constant_activation"
+        if scorer in LINEAR:
+            reason[n_sequences == 1] = "too_few_sequences"
         reason[(reason == None) & ~np.isfinite(value)] = "constant_activation"  # noqa: E711 (elementwise)
-        nothing = groups.get_column("n_sequences").to_numpy() == 0
+        nothing = n_sequences == 0
         reason[nothing] = groups.get_column("failure").fill_null("no_simulation").to_numpy()[nothing]
         reasons = pl.Series("missing_because", reason.tolist(), dtype=pl.String)
         known = reasons.is_null()
@@ -120,31 +142,96 @@ def _scored(rows: pl.DataFrame, split: str, *, seed: int) -> pl.DataFrame:
     )  # fmt: skip
 
 
-def _moments(usable: pl.DataFrame, n_sequences: NDArray[np.int32]) -> NDArray[np.float64]:
+@dataclass(frozen=True)
+class _Tokens:
+    """All tokens of the simulations to be scored, one after the other, and whose they are."""
+
+    y: NDArray[np.float64]
+    s: NDArray[np.float64]
+    n_sequences: NDArray[np.int32]
+    """Of each explanation."""
+    lengths: NDArray[np.int64]
+    """Of each sequence."""
+    explanation: NDArray[np.int64]
+    """Of each sequence."""
+    position: NDArray[np.int64]
+    """Of each sequence within its explanation."""
+
+    @classmethod
+    def of(cls, usable: pl.DataFrame, n_sequences: NDArray[np.int32]) -> "_Tokens":
+        explanation = np.repeat(np.arange(len(n_sequences)), n_sequences)
+        y, s = (
+            usable.get_column(name).explode(empty_as_null=False, keep_nulls=False).cast(pl.Float64).to_numpy()
+            for name in ("true", "expected")
+        )
+        return cls(
+            y=y,
+            s=s,
+            n_sequences=n_sequences,
+            lengths=usable.get_column("true").list.len().to_numpy().astype(np.int64),
+            explanation=explanation,
+            position=np.arange(len(explanation)) - np.repeat(np.cumsum(n_sequences) - n_sequences, n_sequences),
+        )
+
+    @property
+    def owner(self) -> NDArray[np.int64]:
+        """The explanation of each token."""
+        return np.repeat(self.explanation, self.lengths)
+
+    def ranks(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The rank of each token's value among those of its explanation, from 0; equal ones share their mean rank."""
+        owner = self.owner
+        order = np.lexsort((values, owner))
+        begins = np.ones(len(order), dtype=bool)
+        begins[1:] = (values[order][1:] != values[order][:-1]) | (owner[order][1:] != owner[order][:-1])
+        run = np.cumsum(begins) - 1
+        first = np.flatnonzero(begins)
+        last = np.append(first[1:], len(order)) - 1
+        before = np.zeros(len(self.n_sequences), dtype=np.int64)
+        counts = np.bincount(owner, minlength=len(self.n_sequences))
+        before[1:] = np.cumsum(counts)[:-1]
+        found = np.empty(len(order))
+        found[order] = ((first + last) / 2)[run]
+        return np.asarray(found - before[owner], dtype=np.float64)
+
+
+def _on_lines(tokens: _Tokens, moments: NDArray[np.float64]) -> NDArray[np.float64]:
+    """a + b s at each token, with the line through all other sequences of its explanation; their mean if s is constant."""
+    others = moments.sum(axis=1, keepdims=True) - moments
+    n, dy, ds, _, dss, dys = np.moveaxis(others[..., :6], -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope = (dys - dy * ds / n) / _varied(dss, dss - ds * ds / n)
+        slope = np.where(np.isfinite(slope), slope, 0.0)
+        level = np.where(n > 0, (dy - slope * ds) / n, 0.0)
+    at = (tokens.explanation, tokens.position)
+    centre_y, centre_s = _centres(tokens, tokens.y), _centres(tokens, tokens.s)
+    slope, level = (np.repeat(values[at], tokens.lengths) for values in (slope, level))
+    owner = tokens.owner
+    return np.asarray(centre_y[owner] + level + slope * (tokens.s - centre_s[owner]), dtype=np.float64)
+
+
+def _centres(tokens: _Tokens, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean over all tokens of each explanation."""
+    count = np.bincount(tokens.owner, minlength=len(tokens.n_sequences))
+    sums = np.bincount(tokens.owner, weights=values, minlength=len(tokens.n_sequences))
+    return np.asarray(sums / np.maximum(count, 1), dtype=np.float64)
+
+
+def _moments(tokens: _Tokens, y: NDArray[np.float64], s: NDArray[np.float64]) -> NDArray[np.float64]:
     """Sums over the tokens of each sequence: (explanation, sequence, sum), padded with zeros.
 
     The sums are n, y, s, y*y, s*s, y*s about the explanation's own means, then those means, then raw y*y,
     (y-s)**2, |y| and |y-s|. Taking them about the mean keeps the correlation exact when a neuron barely varies.
     """
-    most = int(n_sequences.max(initial=0))
-    out = np.zeros((len(n_sequences), most, 10))
-    if usable.is_empty():
+    out = np.zeros((len(tokens.n_sequences), int(tokens.n_sequences.max(initial=0)), 10))
+    if not len(tokens.lengths):
         return out
-    lengths = usable.get_column("true").list.len().to_numpy().astype(np.int64)
-    y = usable.get_column("true").explode(empty_as_null=False, keep_nulls=False).cast(pl.Float64).to_numpy()
-    s = usable.get_column("expected").explode(empty_as_null=False, keep_nulls=False).cast(pl.Float64).to_numpy()
-    explanation = np.repeat(np.arange(len(n_sequences)), n_sequences)
-    position = np.arange(len(explanation)) - np.repeat(np.cumsum(n_sequences) - n_sequences, n_sequences)
-    token_explanation = np.repeat(explanation, lengths)
-    tokens = np.bincount(token_explanation, minlength=len(n_sequences))
-    centre = [
-        np.bincount(token_explanation, weights=v, minlength=len(n_sequences)) / np.maximum(tokens, 1) for v in (y, s)
-    ]
-    dy, ds = y - centre[0][token_explanation], s - centre[1][token_explanation]
-    starts = np.cumsum(lengths) - lengths
+    owner = tokens.owner
+    dy, ds = y - _centres(tokens, y)[owner], s - _centres(tokens, s)[owner]
+    starts = np.cumsum(tokens.lengths) - tokens.lengths
     columns = (np.ones_like(y), dy, ds, dy * dy, ds * ds, dy * ds, y * y, (y - s) ** 2, np.abs(y), np.abs(y - s))
     for index, column in enumerate(columns):
-        out[explanation, position, index] = np.add.reduceat(column, starts)
+        out[tokens.explanation, tokens.position, index] = np.add.reduceat(column, starts)
     return out
 
 
@@ -175,7 +262,7 @@ def _interval(
     moments: NDArray[np.float64], n_sequences: NDArray[np.int32], *, seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """2.5th and 97.5th percentile over resamples of whole sequences; NaN with fewer than two sequences."""
-    low = np.full((len(moments), len(SCORERS)), np.nan)
+    low = np.full((len(moments), len(RAW)), np.nan)
     high = low.copy()
     for size in np.unique(n_sequences[n_sequences >= 2]):
         generator = np.random.default_rng([seed, int(size)])

@@ -274,9 +274,14 @@ class ScriptedLanguageModel:
         if int.from_bytes(drawn[:8], "big") < self.failing * 2**64:
             return Reply(request_id, None, self.reason)
         question = request.messages[-1][1]
-        for file, reply_to in (("explain.user.txt", self._explained), ("simulate.user.txt", _simulated)):
+        told = request.messages[0][1]
+        for name, file, reply_to in (
+            ("explain", "explain.user.txt", self._explained),
+            ("simulate", "simulate.user.txt", _simulated),
+            ("simulate-many", "simulate-many.user.txt", _simulated_many),
+        ):
             beginning = prompts.load(file).text.partition("$")[0]
-            if question.startswith(beginning):
+            if told == prompts.load(f"{name}.system.txt").fill() and question.startswith(beginning):
                 text = reply_to(question.removeprefix(beginning))
                 return Reply(request_id, text, None if text else "refused", model_served="scripted")
         return Reply(request_id, None, "refused", model_served="scripted")
@@ -302,6 +307,18 @@ def _simulated(question: str) -> str:
     """Activations at numbered tokens, from an explanation in words."""
     explanation, end = json.JSONDecoder().raw_decode(question)
     numbered, _ = json.JSONDecoder().raw_decode(question, question.index("[", end))
+    return json.dumps({"activations": _predicted(explanation, numbered)})
+
+
+def _simulated_many(question: str) -> str:
+    """The same for several numbered excerpts, one to the line."""
+    explanation, end = json.JSONDecoder().raw_decode(question)
+    _, *lines = question[end:].strip().splitlines()
+    excerpts = (line.partition(": ") for line in lines)
+    return json.dumps({"excerpts": {place: _predicted(explanation, json.loads(found)) for place, _, found in excerpts}})
+
+
+def _predicted(explanation: str, numbered: Sequence[tuple[int, str]]) -> list[list[int]]:
     words = [token for _, token in numbered]
     if explanation == _EVERYTHING:
         firing = [True] * len(words)
@@ -309,8 +326,7 @@ def _simulated(question: str) -> str:
         named, _, before = explanation.partition(" right after ")
         quoted = re.compile('"([^"]+)"')
         firing = _firing(quoted.findall(named), next(iter(quoted.findall(before)), None), words)
-    pairs = [[index, 10 if fires else 0] for (index, _), fires in zip(numbered, firing, strict=True)]
-    return json.dumps({"activations": pairs})
+    return [[index, 10 if fires else 0] for (index, _), fires in zip(numbered, firing, strict=True)]
 
 
 def _firing(tokens: Sequence[str], after: str | None, words: Sequence[str]) -> list[bool]:

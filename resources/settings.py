@@ -45,6 +45,10 @@ class Settings(BaseSettings):
     )
     explainer: str | None = Field(None, description="language model that explains; none for the baselines alone")
     simulator: str | None = Field(None, description="language model that simulates; the explainer unless given")
+    simulation: Literal["json", "json-many"] = Field(
+        "json",
+        description="how the simulator is asked: `json` one excerpt at a time, `json-many` five, for half the tokens",
+    )
     base_url: str = Field("https://api.openai.com/v1", description="OpenAI-compatible endpoint")
     concurrency: int = Field(16, ge=1, le=1000, description="requests in flight at a time")
     select: str = Field(

@@ -1,7 +1,7 @@
 """The words that go to language models: text files with strict filling and a hash, and the form of the data in them.
 
     explain.*.txt    what the explainer is told, and how a neuron's excerpts are laid before it
-    simulate.*.txt   the same for the simulator
+    simulate.*.txt   the same for the simulator; simulate-many.*.txt for the one that reads several excerpts at once
     cases.json       worked cases for both; a token is "text" or ["text", activation], and 0 is left out
 
 Changing a letter of a file changes its hash, so results know which words made them.

@@ -254,3 +254,26 @@ def test_what_was_paid_is_known_by_layer_neuron_and_model(folder, truth):
         .row(-1, named=True)["usage"]
     )
     assert usage["cost_usd"] > 0
+
+
+def test_five_excerpts_to_the_request_cost_less_than_half_and_score_as_well(folder, truth, tmp_path_factory):
+    other = folder.copy(tmp_path_factory.mktemp("other"))
+    with Endpoint(truth, counts=True) as endpoint:
+        assert folder.type("run", "--neurons", "0:1", *asking(endpoint)).exit_code == 0
+        asked = endpoint.asked.total()
+        words = (*asking(endpoint), "--simulation", "json-many")
+        assert other.type("run", "--neurons", "0:1", *words).exit_code == 0
+        # One to explain, two to simulate on ten exemplars.
+        assert endpoint.asked.total() - asked == 3
+
+    def simulating(one):
+        ids = one.table("simulations", layer=0, neurons=[1]).filter(simulator="scripted").explode("request_ids")
+        calls = one.table("language_calls").filter(pl.col("request_id").is_in(ids["request_ids"].to_list()))
+        return calls["prompt_tokens"].sum()
+
+    def score(one):
+        main = {"method": "token-activation-pairs", "scorer": "ev_correlation", "split": "top_and_random"}
+        return one.table("scores", layer=0, neurons=[1]).filter(**main).item(0, "value")
+
+    assert simulating(other) < simulating(folder) / 2
+    assert score(other) == score(folder)

@@ -216,7 +216,7 @@ def simulated(layer, explanations, *, fail_every=0):
     asked = simulator.requests(explanations, layer.exemplars, display(layer.sequences), model="m", seed=0)
     lengths = dict(layer.exemplars.select("exemplar_id", pl.col("token_ids").list.len()).iter_rows())
     replies = [
-        _reply(place, f'{{"activations": {[[n, n % 3] for n in range(lengths[key[1]])]}}}', fail_every)
+        _reply(place, f'{{"activations": {[[n, n % 3] for n in range(lengths[key[0][0][1]])]}}}', fail_every)
         for place, (key, _) in enumerate(asked)
     ]
     rows = simulator.rows(asked, replies, explanations, layer.exemplars, model="m")

@@ -118,5 +118,5 @@ def test_any_text_is_an_object_or_none(text):
 def test_all_files_of_the_folder_can_be_loaded():
     names = [file.name for file in prompts.files(prompts.__name__).iterdir() if file.name.endswith((".txt", ".json"))]
 
-    assert len(names) == 6
+    assert len(names) == 8
     assert all(load(name).text for name in names)

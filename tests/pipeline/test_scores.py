@@ -8,7 +8,7 @@ import sklearn.metrics
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipeline.scores import RESAMPLES, SCORERS, SETS, scores
+from pipeline.scores import LINEAR, RAW, RESAMPLES, SCORERS, SETS, scores
 from pipeline.tables import TABLES
 
 SEEDS = st.integers(0, 2**31)
@@ -174,6 +174,62 @@ def test_one_neuron_alone_scores_to_the_last_bit_as_it_does_among_others(seed, n
         assert alone.equals(together.filter(neuron=neuron))
 
 
+@settings(max_examples=40)
+@given(SEEDS, st.integers(1, 5), st.integers(1, 5), st.booleans())
+def test_the_rank_correlation_is_that_of_scipy_ties_included(seed, n_top, n_random, tied):
+    found = records(np.random.default_rng(seed), n_top, n_random)
+    if tied:
+        found = [(stratum, np.round(y), np.round(s)) for stratum, y, s in found]
+    others = records(np.random.default_rng(seed + 1))
+    frame = scored(
+        pl.concat([simulated("d", *others, neuron=1), simulated("e", *found)]),
+        explained((0, "e", METHOD, None), (1, "d", METHOD, None)),
+    ).filter(neuron=0)
+    for split in SETS:
+        y, s = flat(found, split)
+        assume(len(set(y)) > 1 and len(set(s)) > 1)
+        oracle = scipy.stats.spearmanr(y, s).statistic
+        assert by_name(frame)["rank_correlation", split] == pytest.approx(oracle, abs=1e-12)
+
+
+@settings(max_examples=40)
+@given(SEEDS, st.floats(-1, 1), st.integers(2, 5), st.integers(2, 5))
+def test_a_line_is_fitted_to_all_sequences_but_the_one_that_it_is_measured_on(seed, sharing, n_top, n_random):
+    found = records(np.random.default_rng(seed), n_top, n_random, sharing=sharing, shortest=3)
+    values = by_name(scored(simulated("e", *found)))
+    for split, strata in SETS.items():
+        chosen = [record for record in found if record[0] in strata]
+        y = np.concatenate([record[1] for record in chosen]).astype(np.float64)
+        lines = []
+        for place, (_, _, expected) in enumerate(chosen):
+            rest = [record for other, record in enumerate(chosen) if other != place]
+            others = [np.concatenate([record[side] for record in rest]).astype(np.float64) for side in (2, 1)]
+            lines.append(np.polyval(np.polyfit(*others, 1), expected.astype(np.float64)))
+        s = np.concatenate(lines)
+        assert values["linear_rsquared", split] == pytest.approx(1 - np.mean((y - s) ** 2) / np.mean(y**2), abs=1e-8)
+        assert values["linear_absolute_dev_explained", split] == pytest.approx(
+            1 - np.abs(y - s).mean() / np.abs(y).mean(), abs=1e-8
+        )
+        assert values["linear_explained_variance", split] == pytest.approx(
+            1 - np.mean((y - s) ** 2) / y.var(), abs=1e-8
+        )
+
+
+def test_a_line_brings_any_unit_to_that_of_the_neuron():
+    found = [(stratum, y, 4 * y - 3) for stratum, y, _ in records(np.random.default_rng(1), shortest=3)]
+    values = by_name(scored(simulated("e", *found)))
+    for scorer in LINEAR:
+        assert values[scorer, "random_only"] == pytest.approx(1, abs=1e-6)
+    assert values["rsquared", "random_only"] < 0
+
+
+def test_a_constant_simulation_predicts_the_mean_of_the_other_sequences():
+    found = [("random", [0.0, 1.0], [5.0, 5.0]), ("random", [2.0, 3.0], [5.0, 5.0])]
+    values = by_name(scored(simulated("e", *found)))
+    # The other sequence's mean is 2.5 for the first and 0.5 for the second: off by 2.5, 1.5, 1.5 and 2.5.
+    assert values["linear_absolute_dev_explained", "random_only"] == pytest.approx(1 - 8 / 6)
+
+
 def test_the_interval_is_that_of_a_slow_bootstrap_over_sequences_with_the_same_weights():
     found = records(np.random.default_rng(3), longest=30)
     frame = scored(simulated("e", *found), seed=11)
@@ -198,7 +254,7 @@ def test_the_interval_is_that_of_a_slow_bootstrap_over_sequences_with_the_same_w
                 )
             )
         bounds = np.percentile(resampled, (2.5, 97.5), axis=0)
-        for place, scorer in enumerate(SCORERS):
+        for place, scorer in enumerate(RAW):
             assert low[scorer, split] == pytest.approx(bounds[0, place], abs=1e-9)
             assert high[scorer, split] == pytest.approx(bounds[1, place], abs=1e-9)
 
@@ -263,14 +319,20 @@ def test_another_seed_moves_the_interval_and_not_the_value():
     assert not set(one["identity"]) & set(two["identity"])
 
 
+CONSTANT_SIMULATION = dict.fromkeys(("ev_correlation", "rank_correlation"), "constant_simulation")
+CONSTANT_ACTIVATION = dict.fromkeys(
+    ("ev_correlation", "rank_correlation", "explained_variance", "linear_explained_variance"), "constant_activation"
+)
+
+
 @pytest.mark.parametrize(
     ("true", "expected", "undefined"),
     [
-        ([1, 2, 3], [4, 4, 4], {"ev_correlation": "constant_simulation"}),
-        ([0.1, 0.2, 0.3], [0.1, 0.1, 0.1], {"ev_correlation": "constant_simulation"}),
-        ([2, 2, 2], [1, 2, 3], dict.fromkeys(("ev_correlation", "explained_variance"), "constant_activation")),
-        ([0.1, 0.1, 0.1], [1, 2, 3], dict.fromkeys(("ev_correlation", "explained_variance"), "constant_activation")),
-        ([2, 2, 2], [1, 1, 1], dict.fromkeys(("ev_correlation", "explained_variance"), "constant_activation")),
+        ([1, 2, 3], [4, 4, 4], CONSTANT_SIMULATION),
+        ([0.1, 0.2, 0.3], [0.1, 0.1, 0.1], CONSTANT_SIMULATION),
+        ([2, 2, 2], [1, 2, 3], CONSTANT_ACTIVATION),
+        ([0.1, 0.1, 0.1], [1, 2, 3], CONSTANT_ACTIVATION),
+        ([2, 2, 2], [1, 1, 1], CONSTANT_ACTIVATION),
         ([0, 0, 0], [1, 2, 3], dict.fromkeys(SCORERS, "constant_activation")),
         ([0, 0, 0], [0, 0, 0], dict.fromkeys(SCORERS, "constant_activation")),
     ],
@@ -343,7 +405,9 @@ def test_where_every_sequence_failed_the_commonest_reason_is_told():
 
 def test_one_sequence_has_a_value_and_no_interval():
     frame = scored(simulated("e", ("random", [1, 2, 4], [1, 2, 3])))
-    assert frame["value"].null_count() == 0
+    alone = frame.filter(pl.col("scorer").is_in(LINEAR))
+    assert set(alone["missing_because"]) == {"too_few_sequences"}
+    assert frame["value"].null_count() == alone["value"].null_count() == len(alone)
     assert frame["ci_low"].null_count() == frame["ci_high"].null_count() == len(frame)
 
 

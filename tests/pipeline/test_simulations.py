@@ -32,7 +32,7 @@ def made_of(layer, words, answer):
     """Rows for replies that `answer` writes from the neuron's own exemplar."""
     asked = requests(words, layer.exemplars, display(layer.sequences), model="s", seed=0)
     hidden = {row["exemplar_id"]: row for row in layer.exemplars.iter_rows(named=True)}
-    replies = [answer(f"sha256:{place}", hidden[key[1]]) for place, (key, _) in enumerate(asked)]
+    replies = [answer(f"sha256:{place}", hidden[key[0][0][1]]) for place, (key, _) in enumerate(asked)]
     frame = rows(asked, replies, words, layer.exemplars, model="s")
     return TABLES["simulations"].conform(frame.with_columns(run_id=pl.lit("r")))
 
