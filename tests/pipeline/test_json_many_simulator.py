@@ -100,7 +100,7 @@ def test_what_was_explained_is_never_scored_on(layer, words):
         list(requests(words, layer.exemplars, display(layer.sequences), model="m", seed=0))
 
 
-def test_it_costs_less_than_half_of_one_excerpt_at_a_time(layer, words):
+def test_it_takes_less_than_half_of_what_one_excerpt_at_a_time_does_for_short_texts(layer, words):
     texts = display(layer.sequences)
 
     def length(way):
