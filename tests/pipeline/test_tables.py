@@ -70,7 +70,7 @@ def test_no_rows_are_right_for_every_table():
         (rows({"why": "refused"}), "never both or neither"),
         (
             rows({"value": None, "why": "tired"}),
-            r"`t.why` holds \['tired'\]; known reasons are \['constant_activation'",
+            r"`t.why` holds \['tired'\]; known reasons are \['budget', 'constant_activation'",
         ),
     ],
 )
