@@ -19,7 +19,7 @@ from assets import (
 )
 from assets import subject_layers as layers
 from assets.project import Choices, Project
-from pipeline import selection
+from pipeline import methods, selection
 from pipeline.ports import Corpus, Lake, LanguageModel, Partials, Progress, SubjectModel
 from resources import code
 from resources.budget import Budget
@@ -97,6 +97,7 @@ def open_project(settings: Settings, subject: SubjectModel) -> Project:
             seed=settings.seed,
             explainer=settings.explainer,
             simulator=settings.simulator or settings.explainer,
+            methods=methods.parse(settings.methods),
             simulation=settings.simulation,
             select=selection.parse(settings.select),
         ),

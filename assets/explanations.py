@@ -11,7 +11,7 @@ from assets.project import Project, parse_key
 from assets.spec import checks, described
 from assets.step import Step, Written
 from pipeline import explanations as written_by_model
-from pipeline import token_activation_pairs
+from pipeline import methods, token_activation_pairs
 from pipeline.baselines import METHODS
 from pipeline.baselines import explanations as baseline_rows
 from pipeline.checks import check
@@ -28,11 +28,14 @@ def settings(project: Project) -> dict[str, Any]:
     chosen: dict[str, Any] = {"methods": list(METHODS)}
     if project.choices.explainer:
         chosen |= {
-            "methods": [*METHODS, token_activation_pairs.METHOD],
+            "methods": [*METHODS, *project.choices.methods],
             "explainer": project.choices.explainer,
-            "prompt": token_activation_pairs.PROMPT_HASH,
             "seed": project.choices.seed,
         }
+        for name in project.choices.methods:
+            # Of the first method the name is older than there were others.
+            at = "prompt" if name == token_activation_pairs.METHOD else f"prompt of {name}"
+            chosen[at] = methods.prompt_hash(name)
         if project.choices.select != Selection():
             chosen["select"] = asdict(project.choices.select)
     return chosen
@@ -59,6 +62,20 @@ def baselines(inputs: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     return baseline_rows(inputs["token_associations"], inputs["exemplars"], texts, statistics=statistics)
 
 
+def questions(
+    project: Project, asked_about: pl.DataFrame, inputs: Mapping[str, pl.DataFrame], *, model: str
+) -> tuple[written_by_model.Asked, dict[str, Any]]:
+    """The requests about these neurons, and what turns their replies into rows: methods and evidence."""
+    sequences, exemplars = inputs["sequences"], inputs["exemplars"]
+    texts, words = display(sequences), token_texts(sequences)
+    more: dict[str, Any] = {
+        "methods": project.choices.methods,
+        "evidence": methods.evidence(exemplars, inputs["token_associations"], texts, words),
+    }
+    seed = project.choices.seed
+    return written_by_model.requests(asked_about, exemplars, texts, model=model, seed=seed, **more), more
+
+
 def make(
     context: dg.AssetExecutionContext,
     lake: Lake,
@@ -74,16 +91,14 @@ def make(
         settings=settings(project),
     ) as step:  # fmt: skip
         inputs = {name: step.read(name, may_be_empty=name == "exemplars") for name in INPUTS}
-        sequences, exemplars = inputs["sequences"], inputs["exemplars"]
+        exemplars = inputs["exemplars"]
         rows = baselines(inputs)
         usage = Usage()
         if (model := project.choices.explainer) is not None:
             asked_about = about(project, rows, inputs, layer=layer, neuron=neuron)
-            asked = written_by_model.requests(
-                asked_about, exemplars, display(sequences), model=model, seed=project.choices.seed
-            )
+            asked, more = questions(project, asked_about, inputs, model=model)
             replies, usage = language.answer([request for _, request in asked], run_id=step.run_id)
-            rows = pl.concat([rows.select(sorted(rows.columns)), written_by_model.rows(asked, replies, asked_about, exemplars, model=model).select(sorted(rows.columns))])  # fmt: skip
+            rows = pl.concat([rows.select(sorted(rows.columns)), written_by_model.rows(asked, replies, asked_about, exemplars, model=model, **more).select(sorted(rows.columns))])  # fmt: skip
         written = step.write(rows, usage=usage)
     numbers: dict[str, Any] = {"neurons/explained": written.rows.drop_nulls("text").get_column("neuron").n_unique()}
     reasons = written.rows.drop_nulls("missing_because").group_by("missing_because").len().sort("missing_because")

@@ -97,8 +97,7 @@ def _explained(
 ) -> tuple[Planned, pl.DataFrame]:
     """The requests to explain, and the explanations as they are or will be."""
     about = explanations.about(project, explanations.baselines(inputs), inputs, layer=layer, neuron=None)
-    texts = display(inputs["sequences"])
-    asked = written_by_model.requests(about, inputs["exemplars"], texts, model=model, seed=project.choices.seed)
+    asked, more = explanations.questions(project, about, inputs, model=model)
     requests = [request for _, request in asked]
     stage = _stage("explanations", requests, layer=layer, model=model, language=language, sizes=sizes)
     # No two neurons get the same words, for then their simulations would be asked for once.
@@ -106,7 +105,7 @@ def _explained(
         reply or Reply(f"not sent {place}", json.dumps({"explanation": f"{USUAL}, {place}"}), missing_because=None)
         for place, reply in enumerate(language.recall(requests))
     ]
-    return stage, written_by_model.rows(asked, replies, about, inputs["exemplars"], model=model)
+    return stage, written_by_model.rows(asked, replies, about, inputs["exemplars"], model=model, **more)
 
 
 def _stage(

@@ -9,6 +9,7 @@ from typing import Any
 
 import dagster as dg
 
+from pipeline import token_activation_pairs
 from pipeline.selection import Selection
 from pipeline.simulations import Way
 
@@ -26,6 +27,8 @@ class Choices:
     """Language model that explains, None for the baselines alone."""
     simulator: str | None
     """Language model that simulates."""
+    methods: tuple[str, ...] = (token_activation_pairs.METHOD,)
+    """The ways in which the explainer is asked; see `pipeline.methods`."""
     simulation: Way = "json"
     """How it is asked; see `pipeline.simulations`."""
     select: Selection = field(default_factory=Selection)

@@ -5,36 +5,79 @@ language model become rows beside them.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import polars as pl
 
+from pipeline import methods as ways
 from pipeline import token_activation_pairs as pairs
+from pipeline.methods import METHODS, Evidence
 from pipeline.ports import Reply, Request
 from pipeline.provenance import identity, short
 from pipeline.tables import TABLES
 
-Asked = list[tuple[pairs.NeuronKey, Request]]
 
-NEVER_ASKED = ("dead_neuron", "not_seen_firing", "no_exemplars", "no_linear_form")
+class Question(NamedTuple):
+    """One neuron on one side of zero, asked about by one method."""
+
+    layer: int
+    neuron: int
+    polarity: str
+    method: str = pairs.METHOD
+
+    @property
+    def key(self) -> pairs.NeuronKey:
+        return pairs.NeuronKey(self.layer, self.neuron, self.polarity)
+
+
+Asked = list[tuple[Question, Request]]
+
+NEVER_ASKED = ("dead_neuron", "not_seen_firing", "no_exemplars", "no_linear_form", "no_evidence")
 """Reasons that lie in the neuron and not in an answer."""
 
 
 def requests(
-    baselines: pl.DataFrame, exemplars: pl.DataFrame, texts: Mapping[str, Sequence[str]], *, model: str, seed: int
+    baselines: pl.DataFrame,
+    exemplars: pl.DataFrame,
+    texts: Mapping[str, Sequence[str]],
+    *,
+    model: str,
+    seed: int,
+    methods: Sequence[str] = (pairs.METHOD,),
+    evidence: Mapping[pairs.NeuronKey, Evidence] | None = None,
 ) -> Asked:
-    """The requests to explain every neuron that has something to show.
+    """The requests to explain every neuron that has something to show, by each of the methods.
 
     `baselines` are the rows of `pipeline.baselines.explanations`: a neuron without a token-lookup explanation is
-    dead or was never seen firing, and nothing is asked about it.
+    dead or was never seen firing, and nothing is asked about it. `evidence` is that of `pipeline.methods`, which all
+    methods but `token-activation-pairs` need.
     """
     at = ["layer", "neuron", "polarity"]
     alive = baselines.filter((pl.col("method") == "token-lookup") & pl.col("text").is_not_null())
-    shown = exemplars.filter(pl.col("split") == "explain").join(alive.select(at), on=at, how="semi")
-    return pairs.requests(shown, texts, model=model, seed=seed)
+    asked: Asked = []
+    for method in methods:
+        if method == pairs.METHOD:
+            shown = exemplars.filter(pl.col("split") == "explain").join(alive.select(at), on=at, how="semi")
+            for key, request in pairs.requests(shown, texts, model=model, seed=seed):
+                asked.append((Question(*key, method), request))
+        else:
+            living = set(alive.select(at).iter_rows())
+            for key, found in (evidence or {}).items():
+                question = METHODS[method].request(found, model=model, seed=seed) if tuple(key) in living else None
+                if question is not None:
+                    asked.append((Question(*key, method), question))
+    return asked
 
 
 def rows(
-    asked: Asked, replies: Sequence[Reply], baselines: pl.DataFrame, exemplars: pl.DataFrame, *, model: str
+    asked: Asked,
+    replies: Sequence[Reply],
+    baselines: pl.DataFrame,
+    exemplars: pl.DataFrame,
+    *,
+    model: str,
+    methods: Sequence[str] = (pairs.METHOD,),
+    evidence: Mapping[pairs.NeuronKey, Evidence] | None = None,
 ) -> pl.DataFrame:
     """The `explanations` rows of the language model for all neurons in `baselines`, without `run_id`."""
     shown = {
@@ -46,12 +89,16 @@ def rows(
         .iter_rows()
     }
     found: list[dict[str, object]] = []
-    for (key, _), reply in zip(asked, replies, strict=True):
+    for (question, _), reply in zip(asked, replies, strict=True):
         text, reason = pairs.parse(reply)
-        exemplar_ids, parents = shown[key]
+        if question.method == pairs.METHOD:
+            exemplar_ids, parents = shown[question.key]
+        else:
+            method, seen = METHODS[question.method], (evidence or {})[question.key]
+            exemplar_ids, parents = method.exemplars(seen), method.parents(seen)
         found.append(
             _row(
-                key,
+                question,
                 model=model,
                 text=text,
                 reason=reason,
@@ -60,16 +107,25 @@ def rows(
                 parents=parents,
             )
         )
-    silent = baselines.filter((pl.col("method") == "token-lookup") & pl.col("text").is_null())
-    for layer, neuron, polarity, reason in silent.select("layer", "neuron", "polarity", "missing_because").iter_rows():
-        key = pairs.NeuronKey(layer, neuron, polarity)
-        found.append(_row(key, model=model, text=None, reason=reason, request_id=None, exemplar_ids=[], parents=[]))
+    known = {question for question, _ in asked}
+    lookup = baselines.filter(pl.col("method") == "token-lookup")
+    for layer, neuron, polarity, text, reason in lookup.select(
+        "layer", "neuron", "polarity", "text", "missing_because"
+    ).iter_rows():
+        for name in methods:
+            question = Question(layer, neuron, polarity, name)
+            if question not in known:
+                # Either nothing is to be said of the neuron, or this method has nothing to show of it.
+                why = reason if text is None else "no_evidence"
+                found.append(
+                    _row(question, model=model, text=None, reason=why, request_id=None, exemplar_ids=[], parents=[])
+                )
     schema = {name: kind for name, kind in TABLES["explanations"].schema.items() if name != "run_id"}
     return pl.DataFrame(found, schema=schema)
 
 
 def _row(
-    key: pairs.NeuronKey,
+    key: Question,
     *,
     model: str,
     text: str | None,
@@ -83,9 +139,9 @@ def _row(
         layer=key.layer,
         neuron=key.neuron,
         polarity=key.polarity,
-        method=pairs.METHOD,
+        method=key.method,
         explainer=model,
-        prompt=pairs.PROMPT_HASH,
+        prompt=ways.prompt_hash(key.method),
         request=request_id,
         exemplars=list(parents),
         text=text,
@@ -97,11 +153,11 @@ def _row(
         "polarity": key.polarity,
         "explanation_id": short(made),
         "parent_id": None,
-        "method": pairs.METHOD,
+        "method": key.method,
         "explainer": model,
         "text": text,
         "missing_because": reason,
-        "prompt_hash": pairs.PROMPT_HASH,
+        "prompt_hash": ways.prompt_hash(key.method),
         "request_id": request_id,
         "exemplar_ids": exemplar_ids,
         "identity": made,

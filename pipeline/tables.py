@@ -23,6 +23,7 @@ MISSING = {
     "dead_neuron": "the neuron never fires on this corpus in this polarity",
     "not_seen_firing": "the neuron fires in no document that may be shown to an explainer",
     "no_exemplars": "too few documents of the split to choose exemplars from",
+    "no_evidence": "the method has nothing to show of this neuron",
     "no_linear_form": "the neuron is not one linear map of its input followed by a nonlinearity",
     "constant_simulation": "the simulation is the same at every token, so no correlation is defined",
     "constant_activation": "the true activations are the same at every token, so no correlation is defined",

@@ -277,6 +277,10 @@ class ScriptedLanguageModel:
         told = request.messages[0][1]
         for name, file, reply_to in (
             ("explain", "explain.user.txt", self._explained),
+            ("explain-highlight", "explain-highlight.user.txt", self._explained_marked),
+            ("explain-highlight-values", "explain-highlight-values.user.txt", self._explained_marked),
+            ("explain-summary", "explain-summary.user.txt", self._explained_places),
+            ("explain-token-space", "explain-token-space.user.txt", self._explained_tokens),
             ("simulate", "simulate.user.txt", _simulated),
             ("simulate-many", "simulate-many.user.txt", _simulated_many),
         ):
@@ -288,8 +292,34 @@ class ScriptedLanguageModel:
 
     def _explained(self, question: str) -> str | None:
         """The explanation of the neuron whose firing agrees best with excerpts of (token, activation) pairs."""
-        excerpts: list[list[tuple[str, int]]]
         excerpts, _ = json.JSONDecoder().raw_decode(question)
+        return self._said(excerpts)
+
+    def _explained_marked(self, question: str) -> str | None:
+        """The same from pieces of text, where an active token is a list of its own."""
+        excerpts = [
+            [
+                (word, int(isinstance(piece, list)))
+                for piece in json.loads(line)
+                for word in re.findall(r"\s*\S+", piece[0] if isinstance(piece, list) else piece)
+            ]
+            for line in question.splitlines()
+        ]
+        return self._said(excerpts)
+
+    def _explained_places(self, question: str) -> str | None:
+        """The same from active tokens, each with what stands before it."""
+        excerpts = []
+        for line in question.splitlines():
+            before, token, activation = json.loads(line)
+            excerpts.append([*((word, 0) for word in re.findall(r"\s*\S+", before)), (token, activation)])
+        return self._said(excerpts)
+
+    def _explained_tokens(self, question: str) -> str | None:
+        """The same from a list of tokens, those of half the strongest value and more taken for active."""
+        return self._said([[(token, int(value >= 5))] for token, value in json.loads(question)])
+
+    def _said(self, excerpts: Sequence[Sequence[tuple[str, int]]]) -> str | None:
         active = [activation > 0 for excerpt in excerpts for _, activation in excerpt]
 
         def agreement(neuron: PlantedNeuron) -> float:

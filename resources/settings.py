@@ -45,6 +45,11 @@ class Settings(BaseSettings):
     )
     explainer: str | None = Field(None, description="language model that explains; none for the baselines alone")
     simulator: str | None = Field(None, description="language model that simulates; the explainer unless given")
+    methods: str = Field(
+        "token-activation-pairs",
+        description="ways to ask the explainer, separated by commas: `token-activation-pairs`, `highlight`, "
+        "`highlight-values`, `summary`, `token-space`",
+    )
     simulation: Literal["json", "json-many"] = Field(
         "json",
         description="how the simulator is asked: `json` one excerpt at a time, `json-many` five, for half the tokens",

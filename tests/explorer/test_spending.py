@@ -277,3 +277,48 @@ def test_five_excerpts_to_the_request_cost_about_half_and_score_as_well(folder, 
 
     assert simulating(other) < 0.55 * simulating(folder)
     assert score(other) == score(folder)
+
+
+def test_methods_stand_side_by_side_and_one_more_asks_for_itself_alone(folder, truth):
+    with Endpoint(truth, counts=True) as endpoint:
+        words = (*asking(endpoint), "--simulation", "json-many")
+        assert folder.type("run", "--neurons", "0:1", *words).exit_code == 0
+        asked = endpoint.asked.total()
+        several = (*words, "--methods", "token-activation-pairs,highlight,highlight-values,summary,token-space")
+        assert folder.type("run", "--neurons", "0:1", *several).exit_code == 0
+        # Four more explanations; their simulations are asked for once, because they are the same words.
+        assert endpoint.asked.total() == asked + 4
+        assert set(endpoint.asked.values()) == {1}
+        shown = folder.type("show", "0:1").stdout
+        refused = folder.type("run", "--neurons", "0:1", *words, "--methods", "guess")
+    rows = folder.table("explanations", layer=0, neurons=[1]).filter(explainer="scripted")
+    assert set(rows["method"]) == {"token-activation-pairs", "highlight", "highlight-values", "summary", "token-space"}
+    assert rows["text"].n_unique() == 1
+    main = folder.table("scores", layer=0, neurons=[1]).filter(scorer="ev_correlation", split="top_and_random")
+    of_model = main.join(rows.select("explanation_id"), on="explanation_id", how="semi")
+    assert len(of_model) == 5
+    assert of_model["value"].min() > 0.9
+    tokens = dict(
+        folder.table("language_calls")
+        .join(rows.select("request_id", "method"), on="request_id")
+        .select("method", "prompt_tokens")
+        .iter_rows()
+    )
+    assert tokens["summary"] < tokens["highlight"] < tokens["token-activation-pairs"]
+    assert "highlight-values by scripted" in shown
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "--methods (='guess'): there is no 'guess'; known are token-activation-pairs, highlight" in refused.stderr
+
+
+def test_a_plan_counts_every_method(folder, truth):
+    with Endpoint(truth, counts=True) as endpoint:
+        words = (*asking(endpoint), "--methods", "highlight,token-space", "--simulation", "json-many")
+        plan = planned(folder, "--layers", "0", *words)
+        assert folder.type("run", "--layers", "0", *words).exit_code == 0
+    explained = next(stage for stage in plan["layers"] if stage["table"] == "explanations")
+    rows = folder.table("explanations", layer=0).filter(explainer="scripted")
+    assert explained["requests"] == rows["request_id"].drop_nulls().len()
+    assert folder.not_fresh("--layers", "0", *words) == {}
+    # Fewer methods are part of what is there.
+    fewer = (*asking(endpoint), "--methods", "highlight", "--simulation", "json-many")
+    assert ("explanations", 0) not in folder.not_fresh("--layers", "0", *fewer)

@@ -37,7 +37,7 @@ def made_of(layer, asked, replies, exemplars=None):
 
 
 def test_every_neuron_that_was_seen_firing_is_asked_about_once_on_each_side(layer):
-    keys = [tuple(key) for key, _ in asked_of(layer)]
+    keys = [tuple(question.key) for question, _ in asked_of(layer)]
     alive = layer.explanations.filter(pl.col("method") == "token-lookup").drop_nulls("text")
     assert keys == alive.select(AT).sort(AT).rows()
     # Neuron 0 is above zero everywhere, neuron 1 never.

@@ -1,0 +1,173 @@
+"""Methods: what each shows of a neuron, what it never shows, and that the default one asks as it always did."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import token_activation_pairs as pairs
+from pipeline.errors import SettingsError
+from pipeline.explanations import requests, rows
+from pipeline.methods import CLEARLY, METHODS, NAMES, TOKENS, Evidence, evidence, parse, prompt_hash
+from pipeline.ports import Reply
+from pipeline.tables import TABLES
+from pipeline.texts import display, token_texts
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+SHOWN = Evidence(
+    excerpts=[[("The", 0), (" old", 2), (" cat", 10), (" sat", 0)], [(" a", 0), ("\n", 0), ("cats", 5), ("!", 4)]],
+    exemplar_ids=["x1", "x2"],
+    tokens=[(" cat", 10), ("cats", 7)],
+    excerpt_parents=["sha256:1", "sha256:2"],
+    token_parents=["sha256:3"],
+)
+EXPECTED = {
+    "highlight": '["The old",[" cat"]," sat"]\n[" a\\n",["cats"],["!"]]',
+    "highlight-values": '["The old",[" cat",10]," sat"]\n[" a\\n",["cats",5],["!",4]]',
+    "summary": '["The old"," cat",10]\n[" a\\n","cats",5]\n[" a\\ncats","!",4]',
+    "token-space": '[[" cat",10],["cats",7]]',
+}
+
+
+@pytest.fixture(scope="module")
+def layer(some_corpus, truth, made):
+    sequences = some_corpus(60)
+    return made(sequences, truth(sequences), signed=True)
+
+
+def found_in(layer):
+    texts, words = display(layer.sequences), token_texts(layer.sequences)
+    return evidence(layer.exemplars, layer.associations, texts, words)
+
+
+def asked_of(layer, *methods):
+    return requests(
+        layer.explanations, layer.exemplars, display(layer.sequences), model="m", seed=0, methods=methods,
+        evidence=found_in(layer),
+    )  # fmt: skip
+
+
+def question(request):
+    return request.messages[-1][1].partition("\n")[2]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_shows_its_kind_of_evidence(name):
+    assert METHODS[name].show(SHOWN) == EXPECTED[name]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_whole_request_reads_like_this(name):
+    request = METHODS[name].request(SHOWN, model="m", seed=0)
+    rendered = "\n".join(f"===== {role}\n{text}" for role, text in request.messages)
+    assert rendered + "\n" == (GOLDEN / f"explain_{name}_request.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_without_evidence_nothing_is_asked(name):
+    assert METHODS[name].request(Evidence(), model="m", seed=0) is None
+
+
+def test_no_two_methods_ask_alike():
+    asked = {METHODS[name].request(SHOWN, model="m", seed=0).messages for name in METHODS}
+    assert len(asked) == len(METHODS)
+    assert len({prompt_hash(name) for name in NAMES}) == len(NAMES)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_worked_cases_answer_in_the_form_that_is_asked_for(name):
+    messages = METHODS[name].request(SHOWN, model="m", seed=0).messages
+    answers = messages[2:-1:2]
+    assert len(answers) == 3
+    for _, answer in answers:
+        assert pairs.parse(Reply("r", answer, None))[0]
+
+
+@given(st.lists(st.tuples(st.text(max_size=4), st.integers(0, 10)), min_size=1, max_size=8))
+def test_marked_text_is_the_text_whatever_is_in_it(excerpt):
+    for name in ("highlight", "highlight-values"):
+        shown = METHODS[name].show(Evidence(excerpts=[excerpt]))
+        pieces = json.loads(shown)
+        text = "".join(piece if isinstance(piece, str) else piece[0] for piece in pieces)
+        assert text == "".join(token for token, _ in excerpt)
+        marked = [piece[0] for piece in pieces if isinstance(piece, list)]
+        assert marked == [token for token, activation in excerpt if activation >= CLEARLY]
+        assert "<" not in shown
+
+
+def test_the_default_method_asks_as_it_does_alone(layer):
+    alone = requests(layer.explanations, layer.exemplars, display(layer.sequences), model="m", seed=0)
+    among = [(key, request) for key, request in asked_of(layer, *NAMES) if key.method == pairs.METHOD]
+    assert alone == among
+    assert prompt_hash(pairs.METHOD) == pairs.PROMPT_HASH
+
+
+def test_every_method_asks_about_every_neuron_that_fires_and_has_a_row_for_each(layer):
+    asked = asked_of(layer, *NAMES)
+    replies = [Reply(f"sha256:{place}", '{"explanation": "cats"}', None) for place in range(len(asked))]
+    made = rows(asked, replies, layer.explanations, layer.exemplars, model="m", methods=NAMES, evidence=found_in(layer))
+    made = TABLES["explanations"].conform(made.with_columns(run_id=pl.lit("r")))
+    neurons = layer.explanations.select("layer", "neuron", "polarity").n_unique()
+    assert len(made) == neurons * len(NAMES)
+    assert made.select("layer", "neuron", "polarity", "method").is_unique().all()
+    by_method = made.drop_nulls("text").group_by("method").len()
+    assert dict(by_method.iter_rows())["highlight"] == len(asked_of(layer, pairs.METHOD))
+    assert set(made.filter(pl.col("text").is_null())["missing_because"]) <= {
+        "dead_neuron", "not_seen_firing", "no_exemplars", "no_evidence",
+    }  # fmt: skip
+    # Token-space shows no excerpt, and says so.
+    assert set(made.filter(method="token-space")["exemplar_ids"].list.len()) == {0}
+    assert made.filter(method="highlight").drop_nulls("text")["exemplar_ids"].list.len().min() > 0
+    assert made["explanation_id"].n_unique() == len(made)
+
+
+def test_no_method_shows_a_text_that_is_scored(layer):
+    scored = layer.exemplars.filter(pl.col("split") == "score")
+    other = layer.exemplars.with_columns(
+        token_ids=pl.when(pl.col("split") == "score").then(pl.col("token_ids").list.reverse()).otherwise("token_ids"),
+        scaled_activations=pl.when(pl.col("split") == "score")
+        .then(pl.col("scaled_activations").list.eval(pl.element() * 0))
+        .otherwise("scaled_activations"),
+    )
+    assert len(scored) > 0
+    texts, words = display(layer.sequences), token_texts(layer.sequences)
+    assert evidence(other, layer.associations, texts, words) == found_in(layer)
+
+
+def test_token_space_takes_the_strongest_of_the_side_that_is_asked_about(layer):
+    found = found_in(layer)
+    by_neuron = {
+        (row["neuron"], row["polarity"]): dict(zip(row["token_ids"], row["means"], strict=True))
+        for row in layer.associations.iter_rows(named=True)
+    }
+    words = token_texts(layer.sequences)
+    for key, one in found.items():
+        assert len(one.tokens) <= TOKENS
+        if not one.tokens:
+            continue
+        assert one.tokens[0][1] == 10
+        means = by_neuron[key.neuron, key.polarity]
+        sign = -1 if key.polarity == "-" else 1
+        strongest = max(means, key=lambda token: sign * means[token])
+        assert max(sign * mean for mean in means.values()) > 0
+        assert words[strongest] in {word for word, value in one.tokens if value == 10}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "there is no ''; known are token-activation-pairs, highlight"),
+        ("highlight,nobody", "there is no 'nobody'"),
+        ("highlight, highlight", "names a method twice"),
+    ],
+)
+def test_unknown_methods_and_those_named_twice_are_refused(text, said):
+    with pytest.raises(SettingsError, match=said):
+        parse(text)
+
+
+def test_methods_are_named_in_a_list():
+    assert parse("summary, token-space") == ("summary", "token-space")
