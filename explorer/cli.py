@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.errors import NeuronLedgerError, SettingsError
+from pipeline.misbehaviour import KINDS
 from resources.budget import Budget
 from resources.settings import FILE, Settings, load
 
@@ -269,6 +270,36 @@ def ui(port: int, **flags: Any) -> None:
     click.echo(f"Dagster UI at http://127.0.0.1:{port} for the lake {settings.lake_uri}; stop it with Ctrl-C", err=True)
     command = [sys.executable, "-m", "dagster", "dev", "-m", "assets.definitions", "-h", "127.0.0.1", "-p", str(port)]
     os.execv(sys.executable, command)  # noqa: S606 (no shell; every word is ours or a number)
+
+
+def faults(command: Callable[P, T]) -> Callable[P, T]:
+    """A flag for the share of each kind of fault."""
+    for kind, words in reversed(KINDS.items()):
+        command = click.option(f"--{kind.replace('_', '-')}", type=float, default=0.0, help=f"Share of {words}.")(
+            command
+        )
+    return command
+
+
+@main.command("fake-endpoint")
+@click.option("--port", type=click.IntRange(1, 65535), default=8642, show_default=True, help="Port on 127.0.0.1.")
+@click.option("--seconds", type=click.FloatRange(0, 3600), default=0.0, help="How long each answer takes.")
+@click.option("--seed", type=int, default=0, help="Seed of what goes wrong.")
+@faults
+@reported
+def fake_endpoint(port: int, seconds: float, seed: int, **rates: float) -> None:
+    """A chat endpoint on this machine whose model, `scripted`, is a script; it fails as often as it is told."""
+    import uvicorn
+
+    from explorer.fake_endpoint import FakeEndpoint
+
+    endpoint = FakeEndpoint({kind: share for kind, share in rates.items() if share}, seed=seed, seconds=seconds)
+    click.echo(
+        f"http://127.0.0.1:{port}/v1 answers as the model `scripted`; stop it with Ctrl-C. In another terminal:\n"
+        f"{_command()} run --neurons 0:0 --explainer scripted --base-url http://127.0.0.1:{port}/v1",
+        err=True,
+    )
+    uvicorn.run(endpoint.app(), host="127.0.0.1", port=port, log_level="critical")
 
 
 def layer_range(text: str | None, n_layers: int) -> list[int]:

@@ -217,7 +217,8 @@ class ScriptedLanguageModel:
     """A language model in this process that knows the planted truth.
 
     Asked to explain, it looks for the planted neuron that fires just where the excerpts are active, and gives its
-    right explanation, or its `wrong` one; if there is none, it declines (`refused`). Asked to simulate, it goes by the
+    right explanation, or its `wrong` one; if there is none, it declines (`refused`), or with `naming` names the strongest
+    tokens instead. Asked to simulate, it goes by the
     words of the explanation alone: 10 wherever they say that the neuron fires, 0 elsewhere. A share `failing` of all
     requests, drawn by `seed` and content, ends with `reason`, however often it is sent.
 
@@ -230,6 +231,7 @@ class ScriptedLanguageModel:
         planted: Planted,
         *,
         wrong: bool = False,
+        naming: bool = False,
         failing: float = 0.0,
         reason: str = "timeout",
         seed: int = 0,
@@ -240,6 +242,7 @@ class ScriptedLanguageModel:
             raise SettingsError(f"`reason` (={reason!r}) is not known; use one of {sorted(MISSING)}")
         self.planted = planted
         self.wrong = wrong
+        self.naming = naming
         self.failing = failing
         self.reason = reason
         self.seed = seed
@@ -329,8 +332,25 @@ class ScriptedLanguageModel:
 
         found = max(self.planted.neurons, key=agreement)
         if agreement(found) < 0.5:
-            return None
+            return _naming(excerpts) if self.naming else None
         return json.dumps({"explanation": found.wrong if self.wrong else found.what})
+
+
+def _naming(excerpts: Sequence[Sequence[tuple[str, int]]]) -> str | None:
+    """An explanation of any neuron: its tokens with the highest mean activation, in quotes."""
+    sums: dict[str, list[int]] = {}
+    for excerpt in excerpts:
+        for token, activation in excerpt:
+            sums.setdefault(token.strip(), []).append(activation)
+    means = {word: sum(found) / len(found) for word, found in sums.items() if word and '"' not in word and any(found)}
+    named = sorted(means, key=lambda word: (-means[word], word))[:3]
+    return json.dumps({"explanation": " or ".join(f'"{word}"' for word in named)}) if named else None
+
+
+def scripted(*, naming: bool = True) -> "ScriptedLanguageModel":
+    """A language model that knows all planted neurons, and of others names the strongest tokens."""
+    neurons = (*_planted_neurons(), *_planted_gated_neurons())
+    return ScriptedLanguageModel(Planted(Path(), neurons), naming=naming)
 
 
 def _simulated(question: str) -> str:

@@ -1,7 +1,7 @@
 """Budget: what a run may spend on language models, which is never passed.
 
 What is under way counts at the most that it can cost, until its reply says what it did cost. A request that does not fit
-is not sent, and nothing is sent after it.
+waits for those under way; if it does not fit then either, it is not sent, and nothing is sent after it.
 """
 
 from dataclasses import dataclass, field
@@ -28,11 +28,13 @@ class Budget:
     spent_usd: float = 0.0
     spent_tokens: int = 0
     is_used_up: bool = False
-    """Whether a request did not fit any more."""
+    """Whether a request did not fit although nothing was under way."""
     _held: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def admit(self, request_id: str, request: Request, price: Price | None) -> bool:
         """Whether a request may be sent; the most that it can cost is then held back until it is `settled`.
+
+        If not, it may fit once what is under way is settled, unless the budget `is_used_up`.
 
         Raises:
             LanguageModelError: the budget is in US dollars, and the price of the model is not known.
@@ -50,7 +52,7 @@ class Budget:
             usd = price.cost(prompt=prompt, completion=completion)
         tokens = prompt + completion
         if self.is_used_up or not self._fits(usd, tokens):
-            self.is_used_up = True
+            self.is_used_up = self.is_used_up or not self._held
             return False
         self._held[request_id] = (usd, tokens)
         return True

@@ -259,23 +259,25 @@ class OpenAICompatible:
             received, flushes = batch.journal.look(request_id)
             if received is None and flushes != batch.flushes:
                 self._look_into_lake(batch)
-            if received is None and request_id not in batch.replies and self._admitted(batch, request_id):
+            if received is None and request_id not in batch.replies and await self._admitted(batch, request_id):
                 received = await self._send(batch, client, request_id, pace)
             batch.journal.release(request_id)
             if received is not None:
                 batch.take(request_id, received)
 
-    def _admitted(self, batch: "_Batch", request_id: str) -> bool:
-        """Whether the budget has room for a request; if not, that is its reply."""
+    async def _admitted(self, batch: "_Batch", request_id: str) -> bool:
+        """Whether the budget has room for a request, now or once others are settled; if not, that is its reply."""
         request = batch.requests[request_id]
         try:
-            admitted = self.budget.admit(request_id, request, self.price(request.model))
+            while not self.budget.admit(request_id, request, self.price(request.model)):
+                if self.budget.is_used_up:
+                    batch.settle(request_id, None, "budget", None)
+                    return False
+                await asyncio.sleep(0.02)
         except LanguageModelError as error:
             batch.unusable = str(error)
             return False
-        if not admitted:
-            batch.settle(request_id, None, "budget", None)
-        return admitted
+        return True
 
     async def _send(self, batch: "_Batch", client: openai.AsyncOpenAI, request_id: str, pace: Pace) -> Received | None:
         """Send one request until something comes back; None if nothing did, with the reason in the batch."""

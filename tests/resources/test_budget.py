@@ -32,6 +32,12 @@ def test_what_is_under_way_counts_at_the_most_until_it_is_settled():
     budget.settled("a", tokens=20)
     assert budget.admit("b", request(), None)
     assert not budget.admit("c", request(), None)
+    # It may fit later.
+    assert not budget.is_used_up
+    budget.settled("b", tokens=30)
+    assert budget.admit("c", request(), None)
+    budget.settled("c", tokens=most)
+    assert not budget.admit("d", request(), None)
     assert budget.is_used_up
 
 

@@ -1,0 +1,205 @@
+"""The fake endpoint over real HTTP: it answers by its script, misbehaves as often as it is told, and nothing is lost."""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from contextlib import contextmanager
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+import uvicorn
+from hypothesis import given
+from hypothesis import strategies as st
+
+from explorer.fake_endpoint import FakeEndpoint
+from pipeline.errors import SettingsError
+from pipeline.methods import METHODS, Evidence
+from pipeline.misbehaviour import KINDS, drawn
+from pipeline.token_activation_pairs import parse
+from resources import language as door
+from resources.language import OpenAICompatible
+
+
+def _load(name):
+    """Tests are no package, so the stand-ins are loaded from their files."""
+    if name not in sys.modules:
+        spec = spec_from_file_location(name, Path(__file__).parents[1] / "faults" / f"{name}.py")
+        sys.modules[name] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+FolderLake = _load("asking").FolderLake
+
+
+@contextmanager
+def served(endpoint):
+    """The endpoint on a free port of this machine; gives its address."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(endpoint.app(), log_level="critical", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.005)
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def asked(n):
+    """A different question about each of n neurons, which any script can answer."""
+    ask, silent = METHODS["token-space"], [(" the", 1), (" of", 1), (" a", 1)]
+    return [ask.request(Evidence(tokens=[(f" w{k}", 10), *silent]), model="scripted", seed=0) for k in range(n)]
+
+
+def door_to(url, tmp_path, **settings):
+    return OpenAICompatible(
+        f"{url}/v1", journal_path=tmp_path / "journal.sqlite", lake=FolderLake(tmp_path / "lake"), **settings
+    )
+
+
+def counts(url):
+    with urllib.request.urlopen(f"{url}/counts") as reply:
+        return json.load(reply)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(door, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(door, "LONGEST_PAUSE", 0.02)
+
+
+def test_of_a_thousand_requests_to_an_endpoint_that_fails_none_is_lost_none_is_paid_twice_and_each_has_its_reason(
+    tmp_path,
+):
+    requests = asked(1_000)
+    with served(FakeEndpoint({"rate_limited": 0.1, "server_error": 0.02, "malformed": 0.05}, seed=3)) as url:
+        language = door_to(url, tmp_path, concurrency=32)
+        replies, usage = language.answer(requests, run_id="r")
+        found = counts(url)
+        again, used = language.answer(requests, run_id="s")
+        assert counts(url) == found
+    assert len(replies) == 1_000
+    # What was answered, well or badly, was answered once; what was refused in passing was sent until it was answered.
+    assert found["different"] == 1_000
+    assert found["answered"] + found["malformed"] == 1_000
+    assert found["requests"] == 1_000 + found["rate_limited"] + found["server_error"]
+    read = [parse(reply) for reply in replies]
+    reasons = Counter(reason for _, reason in read)
+    assert reasons == {None: found["answered"], "unparsable": found["malformed"]}
+    assert 20 < found["malformed"] < 90
+    assert found["rate_limited"] > 60
+    assert {text for text, reason in read if reason is None} == {f'"w{k}"' for k in range(1_000)} - {
+        f'"w{k}"' for k, (_, reason) in enumerate(read) if reason
+    }
+    assert (usage.requests_sent, used.requests_sent, used.requests_kept) == (1_000, 0, 1_000)
+    assert list(again) == list(replies)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("rate_limited", "rate_limited"),
+        ("server_error", "server_error"),
+        ("cut_off", "server_error"),
+        ("refused", "refused"),
+        ("truncated", "truncated"),
+        ("empty", "unparsable"),
+        ("malformed", "unparsable"),
+    ],
+)
+def test_every_kind_of_fault_ends_with_its_reason(tmp_path, kind, reason):
+    with served(FakeEndpoint({kind: 1.0})) as url:
+        ((reply,), _) = door_to(url, tmp_path).answer(asked(1), run_id="r")
+        assert counts(url)[kind] >= 1
+    assert parse(reply) == (None, reason)
+
+
+def test_an_answer_takes_as_long_as_it_is_told(tmp_path):
+    with served(FakeEndpoint(seconds=0.3)) as url:
+        began = time.monotonic()
+        door_to(url, tmp_path).answer(asked(1), run_id="r")
+    assert time.monotonic() - began >= 0.3
+
+
+def test_it_has_one_model_and_says_what_is_wrong_with_a_request(tmp_path):
+    with served(FakeEndpoint()) as url:
+        with urllib.request.urlopen(f"{url}/v1/models") as reply:
+            assert [model["id"] for model in json.load(reply)["data"]] == ["scripted"]
+        for body, status in (
+            (b"{", 400),
+            (b'{"model": "scripted", "messages": []}', 400),
+            (b'{"model": "gpt", "messages": [{"role": "user", "content": "x"}]}', 404),
+        ):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(urllib.request.Request(f"{url}/v1/chat/completions", data=body))
+            assert refused.value.code == status
+            refused.value.close()
+
+
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [
+        ({"sleepy": 0.1}, "there is no fault 'sleepy'; known are rate_limited"),
+        ({"cut_off": 1.5}, "--cut-off .=1.5. must be a share"),
+        ({"cut_off": -0.1}, "must be a share"),
+        ({"cut_off": 0.6, "refused": 0.6}, "add up to 1.2"),
+    ],
+)
+def test_shares_that_are_none_are_refused(rates, said):
+    with pytest.raises(SettingsError, match=said):
+        FakeEndpoint(rates)
+
+
+@given(st.binary(max_size=20), st.integers(0, 5), st.integers(0, 9))
+def test_what_goes_wrong_depends_on_seed_content_and_how_often_it_came_alone(content, times, seed):
+    rates = dict.fromkeys(KINDS, 0.1)
+    assert drawn(rates, content, times=times, seed=seed) == drawn(rates, content, times=times, seed=seed)
+    assert drawn({}, content, times=times, seed=seed) is None
+    assert drawn({"refused": 1.0}, content, times=times, seed=seed) == "refused"
+
+
+def test_faults_come_about_as_often_as_they_are_told_to():
+    found = Counter(drawn({"empty": 0.2, "refused": 0.1}, b"%d" % n, times=0, seed=0) for n in range(5_000))
+    assert found["empty"] == pytest.approx(1_000, rel=0.1)
+    assert found["refused"] == pytest.approx(500, rel=0.15)
+
+
+def test_the_command_serves_on_this_machine_alone(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-c",
+        "from explorer.cli import main; main()",
+        "fake-endpoint",
+        "--port",
+        str(port),
+        "--refused",
+        "1",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert f"http://127.0.0.1:{port}/v1 answers as the model `scripted`" in server.stderr.readline()
+            for _ in range(1_000):
+                try:
+                    found = counts(f"http://127.0.0.1:{port}")
+                    break
+                except urllib.error.URLError:
+                    time.sleep(0.02)
+            ((reply,), _) = door_to(f"http://127.0.0.1:{port}", tmp_path).answer(asked(1), run_id="r")
+        finally:
+            server.terminate()
+    assert found == {"requests": 0, "different": 0}
+    assert reply.missing_because == "refused"
