@@ -1,7 +1,6 @@
 """Small corpora and what neurons do on them, built the way the pipeline builds them."""
 
 import hashlib
-import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,10 +18,6 @@ from pipeline.exemplars import exemplars
 from pipeline.reduction import LayerReduction
 from pipeline.scores import scores
 from pipeline.texts import token_texts
-
-if not torch.cuda.is_available():
-    # The GPU's kernels then run in Triton's interpreter. Triton looks for this when it is imported.
-    os.environ["TRITON_INTERPRET"] = "1"
 
 # A machine may be slow without anything being wrong.
 settings.register_profile("unhurried", deadline=None)

@@ -79,7 +79,7 @@ def test_the_device_keeps_what_the_host_keeps(some_corpus, differing, *, n, seed
 
 
 def test_windows_of_any_length_and_more_neurons_than_a_block(some_corpus, differing):
-    sequences = some_corpus(5, longest=150)
+    sequences = some_corpus(3, longest=70)
     arrays, planned = behaviour(sequences, copies=14), plan(sequences)
     host, device = reductions(planned, signed=True, copies=14)
     for reducing in (host, device):
