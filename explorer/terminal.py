@@ -253,12 +253,12 @@ def plan(stages: "Sequence[Planned]", total: Mapping[str, Any]) -> Group:
     sums = [total[name] for name in ("requests", "kept", "to_send", "prompt_tokens", "completion_tokens")]
     table.add_row("", "together", "", *(f"{count:,}" for count in sums), money(total["cost_usd"]), style="bold")
     guess = (
-        "Tokens are estimated from the lengths of texts, and replies are counted at their longest; once replies of the "
-        "model are kept, by what these took."
+        "Tokens are a first guess from the lengths of texts, and those of replies from the longest that are allowed; once "
+        "some replies of the model are kept, by what these took."
     )
     if total["seconds"] is not None:
         guess = f"Tokens are estimated by what kept replies took; so is the time, about {total['seconds']:,.0f} s."
-    return Group(table, Text(guess, style="dim"), Text("Nothing was sent."))
+    return Group(table, Text(guess, style="dim", no_wrap=True, overflow="ignore"), Text("Nothing was sent."))
 
 
 def cost(rows: pl.DataFrame, total: Mapping[str, Any]) -> Group:
@@ -277,7 +277,7 @@ def cost(rows: pl.DataFrame, total: Mapping[str, Any]) -> Group:
     )
     if total["cost_usd"] is None:
         said += " (the price of a model, or the tokens of a reply, are not known; see --prices)"
-    return Group(table, Text(said))
+    return Group(table, Text(said, no_wrap=True, overflow="ignore"))
 
 
 def _side(side: Side, *, colour: bool, named: bool) -> list[RenderableType]:

@@ -21,6 +21,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -47,6 +48,10 @@ LONGEST_PAUSE = 30.0
 """Seconds. An endpoint that asks to wait longer is asked again after this."""
 LARGEST_BODY = 8 * 2**20
 """Bytes. No answer to our requests is nearly as long."""
+TO_A_CLIENT = 16
+"""Requests that share one pool of connections, which looks at each of them for every request."""
+RAW_REPLY = {"X-Stainless-Raw-Response": "true"}
+"""Asks the SDK for the reply as it came."""
 ROWS_AT_ONCE = 2_000
 """Replies that move to the lake in one commit."""
 
@@ -238,13 +243,17 @@ class OpenAICompatible:
     # Asking
 
     async def _settle_all(self, batch: "_Batch") -> None:
-        async with self._client() as client:
+        async with AsyncExitStack() as opened:
+            count = -(-min(self._concurrency, len(batch.requests)) // TO_A_CLIENT)
+            clients = [await opened.enter_async_context(self._client()) for _ in range(count)]
             pace = Pace(self._concurrency)
             while (open_ids := batch.unsettled()) and batch.unusable is None:
                 settled_before = len(batch.replies)
                 queue = iter(open_ids)
                 workers = min(self._concurrency, len(open_ids))
-                await asyncio.gather(*(self._work(batch, client, queue, pace) for _ in range(workers)))
+                await asyncio.gather(
+                    *(self._work(batch, clients[worker % count], queue, pace) for worker in range(workers))
+                )
                 if len(batch.replies) == settled_before:
                     # All that is left is under way in other processes: wait for their replies.
                     await asyncio.sleep(0.1)
@@ -361,7 +370,10 @@ class OpenAICompatible:
         parameters = self._parameters(request)
         try:
             async with asyncio.timeout(self._timeout):
-                reply = await client.chat.completions.with_raw_response.create(**parameters)
+                # As `client.chat.completions.with_raw_response.create` does, less its walk through every message.
+                reply: Any = await client.post(
+                    "/chat/completions", body=parameters, cast_to=object, options={"headers": RAW_REPLY}
+                )
         except (TimeoutError, openai.APITimeoutError):
             raise _Failed("timeout", f"no whole answer within {self._timeout:g} s", again=True, heard=False) from None
         except openai.APIConnectionError as error:
