@@ -15,6 +15,7 @@ from pipeline import methods, token_activation_pairs
 from pipeline.baselines import METHODS
 from pipeline.baselines import explanations as baseline_rows
 from pipeline.checks import check
+from pipeline.controls import RANDOM, random_explanations
 from pipeline.ports import Lake, LanguageModel, Usage
 from pipeline.selection import Selection, selected
 from pipeline.texts import display, token_texts
@@ -32,7 +33,7 @@ def settings(project: Project) -> dict[str, Any]:
             "explainer": project.choices.explainer,
             "seed": project.choices.seed,
         }
-        for name in project.choices.methods:
+        for name in asking(project):
             # Of the first method the name is older than there were others.
             at = "prompt" if name == token_activation_pairs.METHOD else f"prompt of {name}"
             chosen[at] = methods.prompt_hash(name)
@@ -55,6 +56,21 @@ def about(
     return baselines.filter(pl.col("neuron").is_in(chosen))
 
 
+def asking(project: Project) -> tuple[str, ...]:
+    """The methods chosen that ask a language model."""
+    return tuple(name for name in project.choices.methods if name in methods.ASKING)
+
+
+def with_controls(project: Project, rows: pl.DataFrame, others: pl.DataFrame) -> pl.DataFrame:
+    """The rows of a language model, with the controls that were chosen; these take the words of `others`."""
+    if RANDOM not in project.choices.methods:
+        return rows
+    source, *_ = asking(project)
+    return pl.concat(
+        [rows, random_explanations(rows, others, source=source, seed=project.choices.seed).select(rows.columns)]
+    )
+
+
 def baselines(inputs: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     """What tokens alone say of every neuron."""
     texts = token_texts(inputs["sequences"])
@@ -69,7 +85,7 @@ def questions(
     sequences, exemplars = inputs["sequences"], inputs["exemplars"]
     texts, words = display(sequences), token_texts(sequences)
     more: dict[str, Any] = {
-        "methods": project.choices.methods,
+        "methods": asking(project),
         "evidence": methods.evidence(exemplars, inputs["token_associations"], texts, words),
     }
     seed = project.choices.seed
@@ -98,7 +114,11 @@ def make(
             asked_about = about(project, rows, inputs, layer=layer, neuron=neuron)
             asked, more = questions(project, asked_about, inputs, model=model)
             replies, usage = language.answer([request for _, request in asked], run_id=step.run_id)
-            rows = pl.concat([rows.select(sorted(rows.columns)), written_by_model.rows(asked, replies, asked_about, exemplars, model=model, **more).select(sorted(rows.columns))])  # fmt: skip
+            said = written_by_model.rows(asked, replies, asked_about, exemplars, model=model, **more)
+            # A neuron alone has no others beside it but those that were explained before.
+            others = said if neuron is None else lake.read("explanations", layer=layer)
+            said = with_controls(project, said, others.filter(pl.col("explainer") == model))
+            rows = pl.concat([rows.select(sorted(rows.columns)), said.select(sorted(rows.columns))])
         written = step.write(rows, usage=usage)
     numbers: dict[str, Any] = {"neurons/explained": written.rows.drop_nulls("text").get_column("neuron").n_unique()}
     reasons = written.rows.drop_nulls("missing_because").group_by("missing_because").len().sort("missing_because")

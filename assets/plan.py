@@ -108,7 +108,8 @@ def _explained(
         reply or Reply(f"not sent {place}", json.dumps({"explanation": f"{USUAL}, {place}"}), missing_because=None)
         for place, reply in enumerate(language.recall(requests))
     ]
-    return stage, written_by_model.rows(asked, replies, about, inputs["exemplars"], model=model, **more)
+    said = written_by_model.rows(asked, replies, about, inputs["exemplars"], model=model, **more)
+    return stage, explanations.with_controls(project, said, said)
 
 
 def _stage(

@@ -23,6 +23,7 @@ import polars as pl
 from pipeline import prompts
 from pipeline import token_activation_pairs as pairs
 from pipeline.associations import SEEN_OFTEN
+from pipeline.controls import RANDOM
 from pipeline.errors import SettingsError
 from pipeline.ports import Request
 from pipeline.tables import STRATA
@@ -143,7 +144,10 @@ METHODS: dict[str, Method] = {
 }
 """All but `token-activation-pairs`, which came first and has a module of its own."""
 
-NAMES = (pairs.METHOD, *METHODS)
+ASKING = (pairs.METHOD, *METHODS)
+"""The methods that ask a language model."""
+
+NAMES = (*ASKING, RANDOM)
 
 
 def parse(text: str) -> tuple[str, ...]:
@@ -157,6 +161,10 @@ def parse(text: str) -> tuple[str, ...]:
         raise SettingsError(f"--methods (={text!r}): there is no {unknown[0]!r}; known are {', '.join(NAMES)}")
     if len(set(names)) < len(names):
         raise SettingsError(f"--methods (={text!r}) names a method twice")
+    if names[0] == RANDOM:
+        raise SettingsError(
+            f"--methods (={text!r}): `{RANDOM}` takes the words of the first method; name that before it"
+        )
     return names
 
 

@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     methods: str = Field(
         "token-activation-pairs",
         description="ways to ask the explainer, separated by commas: `token-activation-pairs`, `highlight`, "
-        "`highlight-values`, `summary`, `token-space`",
+        "`highlight-values`, `summary`, `token-space`; `random-explanation` is a control",
     )
     simulation: Literal["json", "json-many"] = Field(
         "json",

@@ -323,3 +323,20 @@ def test_a_plan_counts_every_method(folder, truth):
     # Fewer methods are part of what is there.
     fewer = (*asking(endpoint), "--methods", "highlight", "--simulation", "json-many")
     assert ("explanations", 0) not in folder.not_fresh("--layers", "0", *fewer)
+
+
+def test_a_control_scores_what_the_words_for_another_neuron_are_worth(folder, truth):
+    with Endpoint(truth, counts=True) as endpoint:
+        words = (*asking(endpoint), "--simulation", "json-many", "--methods", "highlight,random-explanation")
+        plan = planned(folder, "--layers", "0", *words)
+        assert folder.type("run", "--layers", "0", *words).exit_code == 0
+        asked = endpoint.asked.total()
+        assert plan["total"]["to_send"] == pytest.approx(asked, abs=3)
+        before = folder.table("explanations", layer=0, neurons=[1]).drop("run_id")
+        assert folder.type("run", "--neurons", "0:1", *words).exit_code == 0
+        assert endpoint.asked.total() == asked
+    assert folder.table("explanations", layer=0, neurons=[1]).drop("run_id").equals(before)
+    main = folder.table("scores", layer=0).filter(scorer="ev_correlation", split="top_and_random")
+    medians = {name: main.filter(method=name)["value"].median() for name in ("highlight", "random-explanation")}
+    assert medians["highlight"] > 0.9
+    assert medians["random-explanation"] is None or medians["random-explanation"] < 0.3

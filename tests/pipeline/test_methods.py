@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline import token_activation_pairs as pairs
 from pipeline.errors import SettingsError
 from pipeline.explanations import requests, rows
-from pipeline.methods import CLEARLY, METHODS, NAMES, TOKENS, Evidence, evidence, parse, prompt_hash
+from pipeline.methods import ASKING, CLEARLY, METHODS, TOKENS, Evidence, evidence, parse, prompt_hash
 from pipeline.ports import Reply
 from pipeline.tables import TABLES
 from pipeline.texts import display, token_texts
@@ -74,7 +74,7 @@ def test_without_evidence_nothing_is_asked(name):
 def test_no_two_methods_ask_alike():
     asked = {METHODS[name].request(SHOWN, model="m", seed=0).messages for name in METHODS}
     assert len(asked) == len(METHODS)
-    assert len({prompt_hash(name) for name in NAMES}) == len(NAMES)
+    assert len({prompt_hash(name) for name in ASKING}) == len(ASKING)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -100,18 +100,20 @@ def test_marked_text_is_the_text_whatever_is_in_it(excerpt):
 
 def test_the_default_method_asks_as_it_does_alone(layer):
     alone = requests(layer.explanations, layer.exemplars, display(layer.sequences), model="m", seed=0)
-    among = [(key, request) for key, request in asked_of(layer, *NAMES) if key.method == pairs.METHOD]
+    among = [(key, request) for key, request in asked_of(layer, *ASKING) if key.method == pairs.METHOD]
     assert alone == among
     assert prompt_hash(pairs.METHOD) == pairs.PROMPT_HASH
 
 
 def test_every_method_asks_about_every_neuron_that_fires_and_has_a_row_for_each(layer):
-    asked = asked_of(layer, *NAMES)
+    asked = asked_of(layer, *ASKING)
     replies = [Reply(f"sha256:{place}", '{"explanation": "cats"}', None) for place in range(len(asked))]
-    made = rows(asked, replies, layer.explanations, layer.exemplars, model="m", methods=NAMES, evidence=found_in(layer))
+    made = rows(
+        asked, replies, layer.explanations, layer.exemplars, model="m", methods=ASKING, evidence=found_in(layer)
+    )
     made = TABLES["explanations"].conform(made.with_columns(run_id=pl.lit("r")))
     neurons = layer.explanations.select("layer", "neuron", "polarity").n_unique()
-    assert len(made) == neurons * len(NAMES)
+    assert len(made) == neurons * len(ASKING)
     assert made.select("layer", "neuron", "polarity", "method").is_unique().all()
     by_method = made.drop_nulls("text").group_by("method").len()
     assert dict(by_method.iter_rows())["highlight"] == len(asked_of(layer, pairs.METHOD))
@@ -162,6 +164,7 @@ def test_token_space_takes_the_strongest_of_the_side_that_is_asked_about(layer):
         ("", "there is no ''; known are token-activation-pairs, highlight"),
         ("highlight,nobody", "there is no 'nobody'"),
         ("highlight, highlight", "names a method twice"),
+        ("random-explanation, highlight", "takes the words of the first method; name that before it"),
     ],
 )
 def test_unknown_methods_and_those_named_twice_are_refused(text, said):

@@ -1,0 +1,53 @@
+"""Controls: explanations that should not fit, so that one sees what a score is worth.
+
+    random-explanation   what the first method said of another neuron of the same layer, drawn by a seed
+
+Bills et al. 2023 compare with such explanations too ("random explanations"). Nothing is asked for them; simulating them
+is paid for like any other.
+"""
+
+import hashlib
+from typing import Any
+
+import polars as pl
+
+from pipeline.provenance import identity, short
+from pipeline.tables import TABLES
+
+RANDOM = "random-explanation"
+
+
+def random_explanations(rows: pl.DataFrame, others: pl.DataFrame, *, source: str, seed: int) -> pl.DataFrame:
+    """For each row of method `source` a row with the words that this method has for another neuron, without `run_id`.
+
+    `others` are rows of the same layer to draw from; those of the row's own neuron and of other methods do not count.
+    A neuron of which nothing is said has no control either, for the same reason; where there is no other, the reason is
+    `no_evidence`.
+    """
+    said = others.filter((pl.col("method") == source) & pl.col("text").is_not_null()).sort("neuron", "polarity")
+    drawn_from = said.select("neuron", "explanation_id", "identity", "text").rows()
+    found: list[dict[str, Any]] = []
+    for row in rows.filter(pl.col("method") == source).iter_rows(named=True):
+        strangers = [one for one in drawn_from if one[0] != row["neuron"]] if row["text"] is not None else []
+        parent_id = parent = text = None
+        reason = row["missing_because"] or "no_evidence"
+        if strangers:
+            at = f"{seed} {row['layer']} {row['neuron']} {row['polarity']}"
+            draw = int.from_bytes(hashlib.sha256(at.encode()).digest()[:8], "big")
+            _, parent_id, parent, text = strangers[draw % len(strangers)]
+            reason = None
+        made = identity(
+            "explanation",
+            **{name: row[name] for name in ("layer", "neuron", "polarity", "explainer")},
+            method=RANDOM,
+            parent=parent,
+            text=text,
+            missing_because=reason,
+        )
+        found.append(
+            {name: row[name] for name in ("layer", "neuron", "polarity", "explainer")}
+            | {"explanation_id": short(made), "parent_id": parent_id, "method": RANDOM, "text": text}
+            | {"missing_because": reason, "prompt_hash": None, "request_id": None, "exemplar_ids": [], "identity": made}
+        )
+    schema = {name: kind for name, kind in TABLES["explanations"].schema.items() if name != "run_id"}
+    return pl.DataFrame(found, schema=schema)
