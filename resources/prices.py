@@ -48,7 +48,7 @@ class _File(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     price: list[_Line]
-    read_on: dt.date | None = None
+    as_of: dt.date | None = None
     source: str | None = None
 
 
