@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -294,12 +295,20 @@ def fake_endpoint(port: int, seconds: float, seed: int, **rates: float) -> None:
     from explorer.fake_endpoint import FakeEndpoint
 
     endpoint = FakeEndpoint({kind: share for kind, share in rates.items() if share}, seed=seed, seconds=seconds)
-    click.echo(
-        f"http://127.0.0.1:{port}/v1 answers as the model `scripted`; stop it with Ctrl-C. In another terminal:\n"
-        f"{_command()} run --neurons 0:0 --explainer scripted --base-url http://127.0.0.1:{port}/v1",
-        err=True,
-    )
-    uvicorn.run(endpoint.app(), host="127.0.0.1", port=port, log_level="critical")
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise SettingsError(
+                f"port {port} of 127.0.0.1 cannot be used ({error.strerror}); give another --port"
+            ) from None
+        click.echo(
+            f"http://127.0.0.1:{port}/v1 answers as the model `scripted`; stop it with Ctrl-C. In another terminal:\n"
+            f"{_command()} run --neurons 0:0 --explainer scripted --base-url http://127.0.0.1:{port}/v1",
+            err=True,
+        )
+        uvicorn.Server(uvicorn.Config(endpoint.app(), log_level="critical")).run(sockets=[listening])
 
 
 def layer_range(text: str | None, n_layers: int) -> list[int]:

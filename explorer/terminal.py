@@ -256,7 +256,7 @@ def plan(stages: "Sequence[Planned]", total: Mapping[str, Any]) -> Group:
         "Tokens are a first guess from the lengths of texts, and those of replies from the longest that are allowed; once "
         "some replies of the model are kept, by what these took."
     )
-    if total["seconds"] is not None:
+    if stages and total["seconds"] is not None:
         guess = f"Tokens are estimated by what kept replies took; so is the time, about {total['seconds']:,.0f} s."
     return Group(table, Text(guess, style="dim", no_wrap=True, overflow="ignore"), Text("Nothing was sent."))
 

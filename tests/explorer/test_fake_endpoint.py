@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from explorer.cli import main
 from explorer.fake_endpoint import FakeEndpoint
 from pipeline.errors import SettingsError
 from pipeline.methods import METHODS, Evidence
@@ -173,6 +175,16 @@ def test_faults_come_about_as_often_as_they_are_told_to():
     found = Counter(drawn({"empty": 0.2, "refused": 0.1}, b"%d" % n, times=0, seed=0) for n in range(5_000))
     assert found["empty"] == pytest.approx(1_000, rel=0.1)
     assert found["refused"] == pytest.approx(500, rel=0.15)
+
+
+def test_a_port_that_is_taken_is_said():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(main, ["fake-endpoint", "--port", str(port)])
+    assert result.exit_code == 2
+    assert f"port {port} of 127.0.0.1 cannot be used (Address already in use); give another --port" in result.stderr
 
 
 def test_the_command_serves_on_this_machine_alone(tmp_path):
