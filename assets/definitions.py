@@ -19,7 +19,7 @@ from assets import (
 )
 from assets import subject_layers as layers
 from assets.project import Choices, Project
-from pipeline import methods, selection
+from pipeline import languages, methods, selection
 from pipeline.ports import Corpus, Lake, LanguageModel, Partials, Progress, SubjectModel
 from resources import code
 from resources.budget import Budget
@@ -98,6 +98,7 @@ def open_project(settings: Settings, subject: SubjectModel) -> Project:
             explainer=settings.explainer,
             simulator=settings.simulator or settings.explainer,
             methods=methods.parse(settings.methods),
+            language=languages.parse(settings.language),
             simulation=settings.simulation,
             select=selection.parse(settings.select),
         ),

@@ -15,7 +15,8 @@ from pipeline import methods, token_activation_pairs
 from pipeline.baselines import METHODS
 from pipeline.baselines import explanations as baseline_rows
 from pipeline.checks import check
-from pipeline.controls import RANDOM, random_explanations
+from pipeline.controls import EMPTY, RANDOM, empty_explanations, random_explanations
+from pipeline.languages import ENGLISH
 from pipeline.ports import Lake, LanguageModel, Usage
 from pipeline.selection import Selection, selected
 from pipeline.texts import display, token_texts
@@ -36,7 +37,9 @@ def settings(project: Project) -> dict[str, Any]:
         for name in asking(project):
             # Of the first method the name is older than there were others.
             at = "prompt" if name == token_activation_pairs.METHOD else f"prompt of {name}"
-            chosen[at] = methods.prompt_hash(name)
+            chosen[at] = methods.prompt_hash(name, project.choices.language)
+        if project.choices.language != ENGLISH:
+            chosen["language"] = project.choices.language
         if project.choices.select != Selection():
             chosen["select"] = asdict(project.choices.select)
     return chosen
@@ -61,14 +64,17 @@ def asking(project: Project) -> tuple[str, ...]:
     return tuple(name for name in project.choices.methods if name in methods.ASKING)
 
 
-def with_controls(project: Project, rows: pl.DataFrame, others: pl.DataFrame) -> pl.DataFrame:
-    """The rows of a language model, with the controls that were chosen; these take the words of `others`."""
-    if RANDOM not in project.choices.methods:
-        return rows
-    source, *_ = asking(project)
-    return pl.concat(
-        [rows, random_explanations(rows, others, source=source, seed=project.choices.seed).select(rows.columns)]
-    )
+def with_controls(
+    project: Project, rows: pl.DataFrame, others: pl.DataFrame, asked_about: pl.DataFrame
+) -> pl.DataFrame:
+    """The rows of a language model, with the controls that were chosen; random ones take the words of `others`."""
+    frames = [rows]
+    if RANDOM in project.choices.methods:
+        source, *_ = asking(project)
+        frames.append(random_explanations(rows, others, source=source, seed=project.choices.seed))
+    if EMPTY in project.choices.methods:
+        frames.append(empty_explanations(asked_about))
+    return pl.concat(frame.select(rows.columns) for frame in frames)
 
 
 def baselines(inputs: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
@@ -87,6 +93,7 @@ def questions(
     more: dict[str, Any] = {
         "methods": asking(project),
         "evidence": methods.evidence(exemplars, inputs["token_associations"], texts, words),
+        "spoken": project.choices.language,
     }
     seed = project.choices.seed
     return written_by_model.requests(asked_about, exemplars, texts, model=model, seed=seed, **more), more
@@ -117,7 +124,7 @@ def make(
             said = written_by_model.rows(asked, replies, asked_about, exemplars, model=model, **more)
             # A neuron alone has no others beside it but those that were explained before.
             others = said if neuron is None else lake.read("explanations", layer=layer)
-            said = with_controls(project, said, others.filter(pl.col("explainer") == model))
+            said = with_controls(project, said, others.filter(pl.col("explainer") == model), asked_about)
             rows = pl.concat([rows.select(sorted(rows.columns)), said.select(sorted(rows.columns))])
         written = step.write(rows, usage=usage)
     numbers: dict[str, Any] = {"neurons/explained": written.rows.drop_nulls("text").get_column("neuron").n_unique()}

@@ -109,7 +109,7 @@ def _explained(
         for place, reply in enumerate(language.recall(requests))
     ]
     said = written_by_model.rows(asked, replies, about, inputs["exemplars"], model=model, **more)
-    return stage, explanations.with_controls(project, said, said)
+    return stage, explanations.with_controls(project, said, said, about)
 
 
 def _stage(

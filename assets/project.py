@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 
 from pipeline import token_activation_pairs
+from pipeline.languages import ENGLISH
 from pipeline.selection import Selection
 from pipeline.simulations import Way
 
@@ -29,6 +30,8 @@ class Choices:
     """Language model that simulates."""
     methods: tuple[str, ...] = (token_activation_pairs.METHOD,)
     """The ways in which the explainer is asked; see `pipeline.methods`."""
+    language: str = ENGLISH
+    """The language of the explanations; see `pipeline.languages`."""
     simulation: Way = "json"
     """How it is asked; see `pipeline.simulations`."""
     select: Selection = field(default_factory=Selection)

@@ -1,6 +1,7 @@
 """Controls: explanations that should not fit, so that one sees what a score is worth.
 
     random-explanation   what the first method said of another neuron of the same layer, drawn by a seed
+    empty                no words at all: what a simulator makes of the text alone
 
 Bills et al. 2023 compare with such explanations too ("random explanations"). Nothing is asked for them; simulating them
 is paid for like any other.
@@ -15,6 +16,10 @@ from pipeline.provenance import identity, short
 from pipeline.tables import TABLES
 
 RANDOM = "random-explanation"
+EMPTY = "empty"
+CONTROLS = (RANDOM, EMPTY)
+NOBODY = "nobody"
+"""Stands as the explainer of the empty explanation."""
 
 
 def random_explanations(rows: pl.DataFrame, others: pl.DataFrame, *, source: str, seed: int) -> pl.DataFrame:
@@ -48,6 +53,25 @@ def random_explanations(rows: pl.DataFrame, others: pl.DataFrame, *, source: str
             {name: row[name] for name in ("layer", "neuron", "polarity", "explainer")}
             | {"explanation_id": short(made), "parent_id": parent_id, "method": RANDOM, "text": text}
             | {"missing_because": reason, "prompt_hash": None, "request_id": None, "exemplar_ids": [], "identity": made}
+        )
+    schema = {name: kind for name, kind in TABLES["explanations"].schema.items() if name != "run_id"}
+    return pl.DataFrame(found, schema=schema)
+
+
+def empty_explanations(baselines: pl.DataFrame) -> pl.DataFrame:
+    """For each neuron that something can be said of, an explanation without a word, without `run_id`.
+
+    `baselines` are the rows of `pipeline.baselines.explanations`: where the token-lookup is missing, so is this, for the
+    same reason.
+    """
+    found: list[dict[str, Any]] = []
+    for row in baselines.filter(pl.col("method") == "token-lookup").iter_rows(named=True):
+        at = {name: row[name] for name in ("layer", "neuron", "polarity", "missing_because")}
+        made = identity("explanation", **at, method=EMPTY)
+        found.append(
+            {**at, "explanation_id": short(made), "parent_id": None, "method": EMPTY, "explainer": NOBODY}
+            | {"text": "" if row["text"] is not None else None, "prompt_hash": None, "request_id": None}
+            | {"exemplar_ids": [], "identity": made}
         )
     schema = {name: kind for name, kind in TABLES["explanations"].schema.items() if name != "run_id"}
     return pl.DataFrame(found, schema=schema)

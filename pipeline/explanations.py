@@ -11,6 +11,7 @@ import polars as pl
 
 from pipeline import methods as ways
 from pipeline import token_activation_pairs as pairs
+from pipeline.languages import ENGLISH, in_language
 from pipeline.methods import METHODS, Evidence
 from pipeline.ports import Reply, Request
 from pipeline.provenance import identity, short
@@ -45,12 +46,13 @@ def requests(
     seed: int,
     methods: Sequence[str] = (pairs.METHOD,),
     evidence: Mapping[pairs.NeuronKey, Evidence] | None = None,
+    spoken: str = ENGLISH,
 ) -> Asked:
     """The requests to explain every neuron that has something to show, by each of the methods.
 
     `baselines` are the rows of `pipeline.baselines.explanations`: a neuron without a token-lookup explanation is
     dead or was never seen firing, and nothing is asked about it. `evidence` is that of `pipeline.methods`, which all
-    methods but `token-activation-pairs` need.
+    methods but `token-activation-pairs` need. `spoken` is the language of the explanations.
     """
     at = ["layer", "neuron", "polarity"]
     alive = baselines.filter((pl.col("method") == "token-lookup") & pl.col("text").is_not_null())
@@ -59,13 +61,13 @@ def requests(
         if method == pairs.METHOD:
             shown = exemplars.filter(pl.col("split") == "explain").join(alive.select(at), on=at, how="semi")
             for key, request in pairs.requests(shown, texts, model=model, seed=seed):
-                asked.append((Question(*key, method), request))
+                asked.append((Question(*key, method), in_language(request, spoken)))
         else:
             living = set(alive.select(at).iter_rows())
             for key, found in (evidence or {}).items():
                 question = METHODS[method].request(found, model=model, seed=seed) if tuple(key) in living else None
                 if question is not None:
-                    asked.append((Question(*key, method), question))
+                    asked.append((Question(*key, method), in_language(question, spoken)))
     return asked
 
 
@@ -78,6 +80,7 @@ def rows(
     model: str,
     methods: Sequence[str] = (pairs.METHOD,),
     evidence: Mapping[pairs.NeuronKey, Evidence] | None = None,
+    spoken: str = ENGLISH,
 ) -> pl.DataFrame:
     """The `explanations` rows of the language model for all neurons in `baselines`, without `run_id`."""
     shown = {
@@ -90,7 +93,7 @@ def rows(
     }
     found: list[dict[str, object]] = []
     for (question, _), reply in zip(asked, replies, strict=True):
-        text, reason = pairs.parse(reply)
+        text, reason = ways.read(question.method, reply)
         if question.method == pairs.METHOD:
             exemplar_ids, parents = shown[question.key]
         else:
@@ -105,6 +108,7 @@ def rows(
                 request_id=reply.request_id,
                 exemplar_ids=exemplar_ids,
                 parents=parents,
+                spoken=spoken,
             )
         )
     known = {question for question, _ in asked}
@@ -118,8 +122,11 @@ def rows(
                 # Either nothing is to be said of the neuron, or this method has nothing to show of it.
                 why = reason if text is None else "no_evidence"
                 found.append(
-                    _row(question, model=model, text=None, reason=why, request_id=None, exemplar_ids=[], parents=[])
-                )
+                    _row(
+                        question, model=model, text=None, reason=why, request_id=None, exemplar_ids=[], parents=[],
+                        spoken=spoken,
+                    )
+                )  # fmt: skip
     schema = {name: kind for name, kind in TABLES["explanations"].schema.items() if name != "run_id"}
     return pl.DataFrame(found, schema=schema)
 
@@ -133,6 +140,7 @@ def _row(
     request_id: str | None,
     exemplar_ids: list[str],
     parents: list[str],
+    spoken: str,
 ) -> dict[str, object]:
     made = identity(
         "explanation",
@@ -141,7 +149,7 @@ def _row(
         polarity=key.polarity,
         method=key.method,
         explainer=model,
-        prompt=ways.prompt_hash(key.method),
+        prompt=ways.prompt_hash(key.method, spoken),
         request=request_id,
         exemplars=list(parents),
         text=text,
@@ -157,7 +165,7 @@ def _row(
         "explainer": model,
         "text": text,
         "missing_because": reason,
-        "prompt_hash": ways.prompt_hash(key.method),
+        "prompt_hash": ways.prompt_hash(key.method, spoken),
         "request_id": request_id,
         "exemplar_ids": exemplar_ids,
         "identity": made,

@@ -3,29 +3,35 @@
     token-activation-pairs   excerpts as tokens with activations (`pipeline.token_activation_pairs`)
     highlight                the same excerpts as text, clearly active tokens marked
     highlight-values         marked with their activations
+    highlight-reasoning      marked without, and the language model reasons before it answers
     summary                  only the active tokens, each with a few before it
+    next-token-pairs         only the active tokens, each with the one after it
     token-space              no excerpts: the tokens with the highest mean activation
 
-Highlighting is delphi's idea (threshold 0.3 of the strongest activation) and `summary` that of Lee et al. 2023, whose
-prompts take a third of the tokens; token-space is OpenAI's (Bills et al. 2023). Where we differ: marks are JSON lists of
-one piece, because marks made of characters can be in the text itself; and every method answers with a JSON object that
-is read as strictly as that of `token-activation-pairs`.
+Highlighting is delphi's idea (threshold 0.3 of the strongest activation), with reasoning or without, and `summary` that
+of Lee et al. 2023, whose prompts take a third of the tokens; token-space and next-token-pairs are OpenAI's (Bills et al.
+2023). Where we differ: marks are JSON lists of one piece, because marks made of characters can be in the text itself;
+every method answers with a JSON object that is read as strictly as that of `token-activation-pairs`; and of the tokens
+before a next one all clearly active ones are shown, and not one to an excerpt.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
 import polars as pl
 
 from pipeline import prompts
 from pipeline import token_activation_pairs as pairs
 from pipeline.associations import SEEN_OFTEN
-from pipeline.controls import RANDOM
+from pipeline.controls import CONTROLS, RANDOM
 from pipeline.errors import SettingsError
-from pipeline.ports import Request
+from pipeline.languages import ENGLISH, language_hash
+from pipeline.ports import Reply, Request
+from pipeline.provenance import content_hash
 from pipeline.tables import STRATA
 
 CLEARLY = 3
@@ -36,6 +42,13 @@ BEFORE = 6
 
 TOKENS = 25
 """Tokens that the token-space methods show."""
+
+REASONING = "reasoning.json"
+"""File with the reasoning of each worked case of `cases.json`."""
+
+REASONING_TOKENS = 400
+
+Kind = Literal["excerpts", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -58,16 +71,18 @@ class Method:
 
     name: str
     show: Callable[[Evidence], str | None]
-    reads_tokens: bool = False
+    kind: Kind = "excerpts"
+    """What it is shown: of excerpts, or of tokens without any text around them."""
+    cases: str = "cases.json"
+    """File of the worked cases."""
+    reasons: bool = False
+    """Whether the reply reasons before it explains."""
 
     @property
     def prompt_hash(self) -> str:
         """Of every file that a request of this method is made from."""
-        return prompts.prompt_hash((f"explain-{self.name}.system.txt", f"explain-{self.name}.user.txt", self._cases))
-
-    @property
-    def _cases(self) -> str:
-        return "token-cases.json" if self.reads_tokens else "cases.json"
+        files = [f"explain-{self.name}.system.txt", f"explain-{self.name}.user.txt", self.cases]
+        return prompts.prompt_hash([*files, REASONING] if self.reasons else files)
 
     def request(self, evidence: Evidence, *, model: str, seed: int) -> Request | None:
         """The question about one neuron; None if there is nothing to show."""
@@ -78,24 +93,31 @@ class Method:
             model=model,
             messages=(*self._beginning(), ("user", self._question(shown))),
             temperature=0.0,
-            max_tokens=pairs.MAX_TOKENS,
+            max_tokens=pairs.MAX_TOKENS + (REASONING_TOKENS if self.reasons else 0),
             seed=seed,
         )
 
+    def read(self, reply: Reply) -> tuple[str | None, str | None]:
+        """The explanation, or None and the reason why there is none."""
+        return pairs.parse(reply, beside=("reasoning",) if self.reasons else ())
+
     def parents(self, evidence: Evidence) -> list[str]:
         """Identities of what the question was made from."""
-        return list(evidence.token_parents if self.reads_tokens else evidence.excerpt_parents)
+        return list(evidence.token_parents if self.kind == "tokens" else evidence.excerpt_parents)
 
     def exemplars(self, evidence: Evidence) -> list[str]:
         """Exemplars that were shown."""
-        return [] if self.reads_tokens else list(evidence.exemplar_ids)
+        return [] if self.kind == "tokens" else list(evidence.exemplar_ids)
 
     def _beginning(self) -> list[tuple[str, str]]:
         """What every request starts with: the same for all neurons, so that providers cache it."""
         messages = [("system", prompts.load(f"explain-{self.name}.system.txt").fill())]
-        for explanation, evidence in _cases(reads_tokens=self.reads_tokens):
+        for explanation, evidence in _cases(self.cases):
+            answer = {"explanation": explanation}
+            if self.reasons:
+                answer = {"reasoning": json.loads(prompts.load(REASONING).text)[explanation], **answer}
             messages.append(("user", self._question(self.show(evidence) or "")))
-            messages.append(("assistant", prompts.as_data({"explanation": explanation})))
+            messages.append(("assistant", prompts.as_data(answer)))
         return messages
 
     def _question(self, shown: str) -> str:
@@ -129,6 +151,17 @@ def _places(evidence: Evidence) -> str | None:
     return "\n".join(lines) or None
 
 
+def _next(evidence: Evidence) -> str | None:
+    """Each clearly active token with the one after it; the last of an excerpt has none."""
+    lines = [
+        prompts.as_data([token, after, activation])
+        for excerpt in evidence.excerpts
+        for (token, activation), (after, _) in pairwise(excerpt)
+        if activation >= CLEARLY
+    ]
+    return "\n".join(lines) or None
+
+
 def _list(tokens: Sequence[tuple[str, int]]) -> str | None:
     return prompts.as_data(list(tokens)) if tokens else None
 
@@ -138,8 +171,10 @@ METHODS: dict[str, Method] = {
     for method in (
         Method("highlight", lambda evidence: _marked(evidence, values=False)),
         Method("highlight-values", lambda evidence: _marked(evidence, values=True)),
+        Method("highlight-reasoning", lambda evidence: _marked(evidence, values=False), reasons=True),
         Method("summary", _places),
-        Method("token-space", lambda evidence: _list(evidence.tokens), reads_tokens=True),
+        Method("next-token-pairs", _next, cases="next-token-cases.json"),
+        Method("token-space", lambda evidence: _list(evidence.tokens), kind="tokens", cases="token-cases.json"),
     )
 }
 """All but `token-activation-pairs`, which came first and has a module of its own."""
@@ -147,7 +182,7 @@ METHODS: dict[str, Method] = {
 ASKING = (pairs.METHOD, *METHODS)
 """The methods that ask a language model."""
 
-NAMES = (*ASKING, RANDOM)
+NAMES = (*ASKING, *CONTROLS)
 
 
 def parse(text: str) -> tuple[str, ...]:
@@ -161,16 +196,22 @@ def parse(text: str) -> tuple[str, ...]:
         raise SettingsError(f"--methods (={text!r}): there is no {unknown[0]!r}; known are {', '.join(NAMES)}")
     if len(set(names)) < len(names):
         raise SettingsError(f"--methods (={text!r}) names a method twice")
-    if names[0] == RANDOM:
+    if RANDOM in names and not set(names[: names.index(RANDOM)]) & set(ASKING):
         raise SettingsError(
             f"--methods (={text!r}): `{RANDOM}` takes the words of the first method; name that before it"
         )
     return names
 
 
-def prompt_hash(name: str) -> str:
-    """Of every file that a request of the method is made from."""
-    return pairs.PROMPT_HASH if name == pairs.METHOD else METHODS[name].prompt_hash
+def prompt_hash(name: str, language: str = ENGLISH) -> str:
+    """Of every file that a request of the method is made from, in the language of its explanations."""
+    found = pairs.PROMPT_HASH if name == pairs.METHOD else METHODS[name].prompt_hash
+    return found if language == ENGLISH else content_hash([found, language_hash(language)])
+
+
+def read(name: str, reply: Reply) -> tuple[str | None, str | None]:
+    """The explanation that a reply to the method holds, or None and the reason why there is none."""
+    return pairs.parse(reply) if name == pairs.METHOD else METHODS[name].read(reply)
 
 
 def evidence(
@@ -234,13 +275,15 @@ def _strongest(row: Mapping[str, Any], words: Mapping[int, str]) -> list[tuple[s
 
 
 @cache
-def _cases(*, reads_tokens: bool) -> tuple[tuple[str, Evidence], ...]:
+def _cases(file: str) -> tuple[tuple[str, Evidence], ...]:
     """Worked cases: the explanation that the evidence deserves, and the evidence."""
-    if not reads_tokens:
+    if file == "cases.json":
         return tuple((case.explanation, Evidence(excerpts=case.excerpts)) for case in prompts.cases())
-    found = json.loads(prompts.load("token-cases.json").text)
-    return tuple(
-        (case["explanation"], Evidence(tokens=tokens))
-        for case in found
-        for tokens in [tuple((token, value) for token, value in case["tokens"])]
+    return tuple((case["explanation"], _evidence(case)) for case in json.loads(prompts.load(file).text))
+
+
+def _evidence(case: Mapping[str, Any]) -> Evidence:
+    return Evidence(
+        excerpts=tuple(((token, activation), (after, 0)) for token, after, activation in case.get("pairs", ())),
+        tokens=tuple((token, value) for token, value in case.get("tokens", ())),
     )

@@ -385,9 +385,11 @@ explanations = Table(
         "neuron": NEURON,
         "polarity": POLARITY,
         "explanation_id": EXPLANATION_ID,
-        "parent_id": Column(pl.String, "the explanation that this one revises", nullable=True),
-        "method": Column(pl.String, "how it was made: `token-lookup`, `token-linear`, `token-activation-pairs`"),
-        "explainer": Column(pl.String, "the language model that wrote it, or `none`"),
+        "parent_id": Column(pl.String, "the explanation that this one is made from", nullable=True),
+        "method": Column(pl.String, "how it was made: `token-lookup`, `token-linear`, or a name of `pipeline.methods`"),
+        "explainer": Column(
+            pl.String, "who wrote it: a language model, `nobody` (the control `empty`), or `none` (baselines)"
+        ),
         "text": Column(pl.String, "the explanation", nullable=True),
         "missing_because": MISSING_BECAUSE,
         "prompt_hash": Column(

@@ -282,14 +282,19 @@ class ScriptedLanguageModel:
             ("explain", "explain.user.txt", self._explained),
             ("explain-highlight", "explain-highlight.user.txt", self._explained_marked),
             ("explain-highlight-values", "explain-highlight-values.user.txt", self._explained_marked),
+            ("explain-highlight-reasoning", "explain-highlight-reasoning.user.txt", self._explained_reasoning),
+            ("explain-next-token-pairs", "explain-next-token-pairs.user.txt", self._explained_next),
             ("explain-summary", "explain-summary.user.txt", self._explained_places),
             ("explain-token-space", "explain-token-space.user.txt", self._explained_tokens),
             ("simulate", "simulate.user.txt", _simulated),
             ("simulate-many", "simulate-many.user.txt", _simulated_many),
         ):
             beginning = prompts.load(file).text.partition("$")[0]
-            if told == prompts.load(f"{name}.system.txt").fill() and question.startswith(beginning):
+            # A request for another language than English is told so at the end.
+            here, _, language = told.partition(prompts.load(f"{name}.system.txt").fill())
+            if not here and told and question.startswith(beginning):
                 text = reply_to(question.removeprefix(beginning))
+                text = _in_french(text) if text and " French" in language else text
                 return Reply(request_id, text, None if text else "refused", model_served="scripted")
         return Reply(request_id, None, "refused", model_served="scripted")
 
@@ -317,6 +322,16 @@ class ScriptedLanguageModel:
             before, token, activation = json.loads(line)
             excerpts.append([*((word, 0) for word in re.findall(r"\s*\S+", before)), (token, activation)])
         return self._said(excerpts)
+
+    def _explained_reasoning(self, question: str) -> str | None:
+        """The same as from marked text, and why."""
+        found = self._explained_marked(question)
+        return json.dumps({"reasoning": "It is in the script.", **json.loads(found)}) if found else None
+
+    def _explained_next(self, question: str) -> str | None:
+        """The same from active tokens, each with the one after it."""
+        places = (json.loads(line) for line in question.splitlines())
+        return self._said([[(token, activation), (after, 0)] for token, after, activation in places])
 
     def _explained_tokens(self, question: str) -> str | None:
         """The same from a list of tokens, those of half the strongest value and more taken for active."""
@@ -373,7 +388,7 @@ def _predicted(explanation: str, numbered: Sequence[tuple[int, str]]) -> list[li
     if explanation == _EVERYTHING:
         firing = [True] * len(words)
     else:
-        named, _, before = explanation.partition(" right after ")
+        named, _, before = explanation.replace(_AFTER_IN_FRENCH, _AFTER).partition(_AFTER)
         quoted = re.compile('"([^"]+)"')
         firing = _firing(quoted.findall(named), next(iter(quoted.findall(before)), None), words)
     return [[index, 10 if fires else 0] for (index, _), fires in zip(numbered, firing, strict=True)]
@@ -387,6 +402,16 @@ def _firing(tokens: Sequence[str], after: str | None, words: Sequence[str]) -> l
     ]
 
 
+def _in_french(text: str) -> str:
+    """What it says of a neuron, in French; the words in quotes stay as they are."""
+    said = json.loads(text)
+    words = said["explanation"].replace(_AFTER, _AFTER_IN_FRENCH)
+    for english, french in (("the words ", "les mots "), ("the word ", "le mot ")):
+        words = words.replace(english, french)
+    return json.dumps({**said, "explanation": words})
+
+
+_AFTER, _AFTER_IN_FRENCH = " right after ", " juste après "
 _EVERYTHING = "every token"
 _NOTHING = "nothing at all"
 

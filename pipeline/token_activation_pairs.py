@@ -7,7 +7,7 @@ tabs, so that a token that is itself a tab or a newline stays one token; the rep
 temperature 0 is always sent.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import polars as pl
@@ -73,20 +73,26 @@ def requests(
     ]
 
 
-def parse(reply: Reply) -> tuple[str | None, str | None]:
+def parse(reply: Reply, *, beside: Collection[str] = ()) -> tuple[str | None, str | None]:
     """The explanation, or None and the reason why there is none; never words that the reply does not hold.
 
-    White space is collapsed. Anything but an object with one text `explanation` of 1 to 1,000 characters is
-    `unparsable`, a refusal in prose included.
+    White space is collapsed. Anything but an object with one text `explanation` of 1 to 1,000 characters, and texts of
+    the names `beside`, is `unparsable`, a refusal in prose included.
     """
     if reply.missing_because is not None or reply.text is None:
         return None, reply.missing_because or "unparsable"
     match prompts.read_object(reply.text):
-        case {"explanation": str(words), **others} if not others:
-            text = " ".join(words.split())
-            if 0 < len(text) <= LONGEST:
+        case {"explanation": str(words), **others} if set(others) == set(beside):
+            text = phrase(words)
+            if text is not None and all(isinstance(other, str) for other in others.values()):
                 return text, None
     return None, "unparsable"
+
+
+def phrase(words: str) -> str | None:
+    """These words with white space collapsed, if they may be an explanation: 1 to 1,000 characters."""
+    text = " ".join(words.split())
+    return text if 0 < len(text) <= LONGEST else None
 
 
 def token_texts(tokens: Mapping[str, Sequence[str]], sequence_id: str, length: int) -> Sequence[str]:

@@ -48,8 +48,10 @@ class Settings(BaseSettings):
     methods: str = Field(
         "token-activation-pairs",
         description="ways to ask the explainer, separated by commas: `token-activation-pairs`, `highlight`, "
-        "`highlight-values`, `summary`, `token-space`; `random-explanation` is a control",
+        "`highlight-values`, `highlight-reasoning`, `summary`, `next-token-pairs`, `token-space`; "
+        "`random-explanation` and `empty` are controls",
     )
+    language: str = Field("en", description="language of the explanations: `en`, `de`, `es`, `fr`")
     simulation: Literal["json", "json-many"] = Field(
         "json",
         description="how the simulator is asked: `json` one excerpt at a time, `json-many` five, for half the tokens",

@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from pipeline import methods
 from pipeline.ports import Request
 from pipeline.provenance import frame_hash
 from pipeline.tables import TABLES
@@ -285,19 +286,19 @@ def test_methods_stand_side_by_side_and_one_more_asks_for_itself_alone(folder, t
         words = (*asking(endpoint), "--simulation", "json-many")
         assert folder.type("run", "--neurons", "0:1", *words).exit_code == 0
         asked = endpoint.asked.total()
-        several = (*words, "--methods", "token-activation-pairs,highlight,highlight-values,summary,token-space")
+        several = (*words, "--methods", ",".join(methods.ASKING))
         assert folder.type("run", "--neurons", "0:1", *several).exit_code == 0
-        # Four more explanations; their simulations are asked for once, because they are the same words.
-        assert endpoint.asked.total() == asked + 4
+        # More explanations; their simulations are asked for once, because they are the same words.
+        assert endpoint.asked.total() == asked + len(methods.ASKING) - 1
         assert set(endpoint.asked.values()) == {1}
         shown = folder.type("show", "0:1").stdout
         refused = folder.type("run", "--neurons", "0:1", *words, "--methods", "guess")
     rows = folder.table("explanations", layer=0, neurons=[1]).filter(explainer="scripted")
-    assert set(rows["method"]) == {"token-activation-pairs", "highlight", "highlight-values", "summary", "token-space"}
+    assert set(rows["method"]) == set(methods.ASKING)
     assert rows["text"].n_unique() == 1
     main = folder.table("scores", layer=0, neurons=[1]).filter(scorer="ev_correlation", split="top_and_random")
     of_model = main.join(rows.select("explanation_id"), on="explanation_id", how="semi")
-    assert len(of_model) == 5
+    assert len(of_model) == len(methods.ASKING)
     assert of_model["value"].min() > 0.9
     tokens = dict(
         folder.table("language_calls")
@@ -327,7 +328,7 @@ def test_a_plan_counts_every_method(folder, truth):
 
 def test_a_control_scores_what_the_words_for_another_neuron_are_worth(folder, truth):
     with Endpoint(truth, counts=True) as endpoint:
-        words = (*asking(endpoint), "--simulation", "json-many", "--methods", "highlight,random-explanation")
+        words = (*asking(endpoint), "--simulation", "json-many", "--methods", "highlight,random-explanation,empty")
         plan = planned(folder, "--layers", "0", *words)
         assert folder.type("run", "--layers", "0", *words).exit_code == 0
         asked = endpoint.asked.total()
@@ -340,3 +341,28 @@ def test_a_control_scores_what_the_words_for_another_neuron_are_worth(folder, tr
     medians = {name: main.filter(method=name)["value"].median() for name in ("highlight", "random-explanation")}
     assert medians["highlight"] > 0.9
     assert medians["random-explanation"] is None or medians["random-explanation"] < 0.3
+    # The script says nothing of a neuron that it is told nothing of.
+    empty = main.filter(method="empty", neuron=1)
+    assert empty.select("value", "missing_because").rows() == [(None, "constant_simulation")]
+
+
+def test_explanations_in_french_are_simulated_as_they_are(folder, truth):
+    with Endpoint(truth, counts=True) as endpoint:
+        english = (*asking(endpoint), "--simulation", "json-many", "--methods", "highlight")
+        assert folder.type("run", "--neurons", "0:1", *english).exit_code == 0
+        assert folder.type("run", "--neurons", "0:1", *english, "--language", "fr").exit_code == 0
+        causes = folder.not_fresh("--layers", "0", *english)
+        asked = endpoint.asked.total()
+        french = folder.table("explanations", layer=0, neurons=[1]).filter(method="highlight")
+        score = folder.table("scores", layer=0, neurons=[1]).filter(
+            method="highlight", scorer="ev_correlation", split="top_and_random"
+        )
+        # Back in English everything is kept.
+        assert folder.type("run", "--neurons", "0:1", *english).exit_code == 0
+        assert endpoint.asked.total() == asked
+        refused = folder.type("plan", *english, "--language", "klingon")
+    assert french["text"].to_list() == ['les mots "cat", "dog", "horse", "sheep", "mouse"']
+    assert score["value"].item() > 0.9
+    assert "explanations" in {table for table, _ in causes}
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "--language (='klingon') must be one of de, en, es, fr" in refused.stderr

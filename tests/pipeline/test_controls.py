@@ -1,10 +1,10 @@
-"""Controls: the words for another neuron, drawn by a seed, and nothing where nothing is said."""
+"""Controls: the words for another neuron, drawn by a seed, or none at all; and nothing where nothing can be said."""
 
 import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.controls import RANDOM, random_explanations
+from pipeline.controls import EMPTY, NOBODY, RANDOM, empty_explanations, random_explanations
 from pipeline.tables import TABLES
 
 
@@ -61,3 +61,15 @@ def test_only_the_words_of_the_first_method_count_and_the_dead_stay_dead():
     assert found.select("neuron", "text", "missing_because").rows() == [
         (0, None, "no_evidence"), (2, None, "dead_neuron"),
     ]  # fmt: skip
+
+
+def test_the_empty_explanation_is_one_of_no_words_for_every_neuron_that_fires():
+    baselines = said(
+        (0, "+", "token-lookup", "tokens"), (0, "+", "token-linear", "x"), (1, "-", "token-lookup", "dead_neuron")
+    )
+    found = empty_explanations(baselines)
+    assert found.select("neuron", "polarity", "method", "explainer", "text", "missing_because").rows() == [
+        (0, "+", EMPTY, NOBODY, "", None), (1, "-", EMPTY, NOBODY, None, "dead_neuron"),
+    ]  # fmt: skip
+    assert found["explanation_id"].n_unique() == 2
+    TABLES["explanations"].conform(found.with_columns(run_id=pl.lit("r")))

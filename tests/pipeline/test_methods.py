@@ -8,13 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import prompts
 from pipeline import token_activation_pairs as pairs
 from pipeline.errors import SettingsError
 from pipeline.explanations import requests, rows
-from pipeline.methods import ASKING, CLEARLY, METHODS, TOKENS, Evidence, evidence, parse, prompt_hash
+from pipeline.methods import ASKING, CLEARLY, METHODS, REASONING, TOKENS, Evidence, evidence, parse, prompt_hash, read
 from pipeline.ports import Reply
 from pipeline.tables import TABLES
 from pipeline.texts import display, token_texts
+
+
+def _cut(text):
+    return st.integers(0, len(text)).map(lambda place: text[:place])
+
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SHOWN = Evidence(
@@ -27,6 +33,8 @@ SHOWN = Evidence(
 EXPECTED = {
     "highlight": '["The old",[" cat"]," sat"]\n[" a\\n",["cats"],["!"]]',
     "highlight-values": '["The old",[" cat",10]," sat"]\n[" a\\n",["cats",5],["!",4]]',
+    "highlight-reasoning": '["The old",[" cat"]," sat"]\n[" a\\n",["cats"],["!"]]',
+    "next-token-pairs": '[" cat"," sat",10]\n["cats","!",5]',
     "summary": '["The old"," cat",10]\n[" a\\n","cats",5]\n[" a\\ncats","!",4]',
     "token-space": '[[" cat",10],["cats",7]]',
 }
@@ -48,6 +56,12 @@ def asked_of(layer, *methods):
         layer.explanations, layer.exemplars, display(layer.sequences), model="m", seed=0, methods=methods,
         evidence=found_in(layer),
     )  # fmt: skip
+
+
+def answer(method, words="cats"):
+    """What a language model says when asked by a method."""
+    beside = {"reasoning": "because"} if method == "highlight-reasoning" else {}
+    return json.dumps({**beside, "explanation": words})
 
 
 def question(request):
@@ -83,7 +97,7 @@ def test_the_worked_cases_answer_in_the_form_that_is_asked_for(name):
     answers = messages[2:-1:2]
     assert len(answers) == 3
     for _, answer in answers:
-        assert pairs.parse(Reply("r", answer, None))[0]
+        assert read(name, Reply("r", answer, None))[0]
 
 
 @given(st.lists(st.tuples(st.text(max_size=4), st.integers(0, 10)), min_size=1, max_size=8))
@@ -98,6 +112,33 @@ def test_marked_text_is_the_text_whatever_is_in_it(excerpt):
         assert "<" not in shown
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"reasoning": "cats", "explanation": " a\\n cat "}', ("a cat", None)),
+        ('{"explanation": "a cat"}', (None, "unparsable")),
+        ('{"reasoning": 5, "explanation": "a cat"}', (None, "unparsable")),
+        ('{"reasoning": "", "explanation": " "}', (None, "unparsable")),
+        ('{"reasoning": "cats", "explanation": "a cat", "more": "x"}', (None, "unparsable")),
+    ],
+)
+def test_a_reply_that_reasons_holds_both_and_its_phrase_is_the_explanation(text, found):
+    assert read("highlight-reasoning", Reply("r", text, None)) == found
+    assert read("highlight", Reply("r", '{"reasoning": "", "explanation": "a cat"}', None)) == (None, "unparsable")
+
+
+@given(st.text(max_size=60) | st.just('{"reasoning": "a", "explanation": "b"}').flatmap(_cut))
+def test_no_reply_makes_a_method_fail_or_invent(text):
+    for name in ASKING:
+        explanation, reason = read(name, Reply("r", text, None))
+        assert (explanation is None) == (reason is not None)
+        assert explanation is None or explanation in text
+
+
+def test_the_worked_reasoning_is_of_the_worked_cases():
+    assert list(json.loads(prompts.load(REASONING).text)) == [case.explanation for case in prompts.cases()]
+
+
 def test_the_default_method_asks_as_it_does_alone(layer):
     alone = requests(layer.explanations, layer.exemplars, display(layer.sequences), model="m", seed=0)
     among = [(key, request) for key, request in asked_of(layer, *ASKING) if key.method == pairs.METHOD]
@@ -107,7 +148,7 @@ def test_the_default_method_asks_as_it_does_alone(layer):
 
 def test_every_method_asks_about_every_neuron_that_fires_and_has_a_row_for_each(layer):
     asked = asked_of(layer, *ASKING)
-    replies = [Reply(f"sha256:{place}", '{"explanation": "cats"}', None) for place in range(len(asked))]
+    replies = [Reply(f"sha256:{place}", answer(key.method), None) for place, (key, _) in enumerate(asked)]
     made = rows(
         asked, replies, layer.explanations, layer.exemplars, model="m", methods=ASKING, evidence=found_in(layer)
     )
