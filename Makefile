@@ -22,8 +22,9 @@ demo: .venv/.installed
 ui: .venv/.installed
 	.venv/bin/neuronledger ui
 
+# A file of tests goes to one process, since what its tests share is made once for a process.
 test: .venv/.installed
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto --dist loadfile
 
 lint: .venv/.installed
 	.venv/bin/ruff format --check
