@@ -19,7 +19,7 @@ from pipeline.controls import EMPTY, RANDOM, empty_explanations, random_explanat
 from pipeline.languages import ENGLISH
 from pipeline.ports import Lake, LanguageModel, Usage
 from pipeline.selection import Selection, selected
-from pipeline.texts import display, token_texts
+from pipeline.texts import display, spelled, token_texts
 
 CODE_VERSION = "1"
 INPUTS = ("sequences", "exemplars", "neuron_statistics", "token_associations")
@@ -45,15 +45,26 @@ def settings(project: Project) -> dict[str, Any]:
     return chosen
 
 
+def inputs(project: Project) -> tuple[str, ...]:
+    """The tables that are read; what only some methods show is read where one of them is chosen."""
+    return (*INPUTS, *more_inputs(project))
+
+
+def more_inputs(project: Project) -> tuple[str, ...]:
+    """Those of them that only some methods need."""
+    asked = asking(project) if project.choices.explainer else ()
+    return tuple(sorted({table for name in asked for table in methods.tables(name)} - set(INPUTS)))
+
+
 def about(
-    project: Project, baselines: pl.DataFrame, inputs: Mapping[str, pl.DataFrame], *, layer: int, neuron: int | None
+    project: Project, baselines: pl.DataFrame, tables: Mapping[str, pl.DataFrame], *, layer: int, neuron: int | None
 ) -> pl.DataFrame:
     """The rows of `baselines` about the neurons that a language model is asked about; one recomputed alone always is."""
     # If all are asked about, a neuron that never fires has its row too, with the reason.
     if neuron is not None or project.choices.select == Selection():
         return baselines
     chosen = selected(
-        project.choices.select, inputs["neuron_statistics"], inputs["exemplars"], inputs["token_associations"],
+        project.choices.select, tables["neuron_statistics"], tables["exemplars"], tables["token_associations"],
         layer=layer, seed=project.choices.seed,
     )  # fmt: skip
     return baselines.filter(pl.col("neuron").is_in(chosen))
@@ -77,22 +88,25 @@ def with_controls(
     return pl.concat(frame.select(rows.columns) for frame in frames)
 
 
-def baselines(inputs: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+def baselines(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     """What tokens alone say of every neuron."""
-    texts = token_texts(inputs["sequences"])
-    statistics = inputs["neuron_statistics"]
-    return baseline_rows(inputs["token_associations"], inputs["exemplars"], texts, statistics=statistics)
+    texts = token_texts(tables["sequences"])
+    statistics = tables["neuron_statistics"]
+    return baseline_rows(tables["token_associations"], tables["exemplars"], texts, statistics=statistics)
 
 
 def questions(
-    project: Project, asked_about: pl.DataFrame, inputs: Mapping[str, pl.DataFrame], *, model: str
+    project: Project, asked_about: pl.DataFrame, tables: Mapping[str, pl.DataFrame], *, model: str
 ) -> tuple[written_by_model.Asked, dict[str, Any]]:
     """The requests about these neurons, and what turns their replies into rows: methods and evidence."""
-    sequences, exemplars = inputs["sequences"], inputs["exemplars"]
+    sequences, exemplars = tables["sequences"], tables["exemplars"]
     texts, words = display(sequences), token_texts(sequences)
+    weights: dict[str, Any] = {}
+    if "connections" in tables:
+        weights = {"connections": tables["connections"], "spelled": spelled(tables["vocabulary"])}
     more: dict[str, Any] = {
         "methods": asking(project),
-        "evidence": methods.evidence(exemplars, inputs["token_associations"], texts, words),
+        "evidence": methods.evidence(exemplars, tables["token_associations"], texts, words, **weights),
         "spoken": project.choices.language,
     }
     seed = project.choices.seed
@@ -113,13 +127,13 @@ def make(
         context, lake, project, table="explanations", code_version=CODE_VERSION, layer=layer, neuron=neuron,
         settings=settings(project),
     ) as step:  # fmt: skip
-        inputs = {name: step.read(name, may_be_empty=name == "exemplars") for name in INPUTS}
-        exemplars = inputs["exemplars"]
-        rows = baselines(inputs)
+        tables = {name: step.read(name, may_be_empty=name == "exemplars") for name in inputs(project)}
+        exemplars = tables["exemplars"]
+        rows = baselines(tables)
         usage = Usage()
         if (model := project.choices.explainer) is not None:
-            asked_about = about(project, rows, inputs, layer=layer, neuron=neuron)
-            asked, more = questions(project, asked_about, inputs, model=model)
+            asked_about = about(project, rows, tables, layer=layer, neuron=neuron)
+            asked, more = questions(project, asked_about, tables, model=model)
             replies, usage = language.answer([request for _, request in asked], run_id=step.run_id)
             said = written_by_model.rows(asked, replies, asked_about, exemplars, model=model, **more)
             # A neuron alone has no others beside it but those that were explained before.
@@ -139,7 +153,7 @@ def define(project: Project) -> dg.AssetsDefinition:
     @dg.asset(
         group_name="layers",
         code_version=CODE_VERSION,
-        deps=["exemplars"],
+        deps=["exemplars", *more_inputs(project)],
         partitions_def=project.layers,
         check_specs=checks("explanations"),
         pool="language",

@@ -63,6 +63,8 @@ class Hop:
     code_version: str
     settings: Callable[[Project], Mapping[str, Any]]
     inputs: tuple[str, ...]
+    more_inputs: Callable[[Project], tuple[str, ...]] = lambda _: ()
+    """Those that only some choices need."""
 
 
 WORTH_ASKING_AGAIN = ("timeout", "rate_limited", "server_error", "not_requested", "budget")
@@ -88,6 +90,7 @@ HOPS: dict[str, Hop] = {
         explanations.CODE_VERSION,
         explanations.settings,
         explanations.INPUTS,
+        explanations.more_inputs,
     ),
     "simulations": Hop(
         simulations.CODE_VERSION, simulations.settings, ("explanations", "exemplars", "token_associations")
@@ -206,7 +209,7 @@ class _Comparison:
         for name, content in _outside(table, layer, self.outside).items():
             if inputs.get(name) != content:
                 yield f"the {name} changed"
-        for parent in hop.inputs:
+        for parent in (*hop.inputs, *hop.more_inputs(self.project)):
             at = layer if TABLES[parent].by_layer else None
             if self.found[parent, at].status != "fresh":
                 yield f"{parent} is {self.found[parent, at].status}"

@@ -14,6 +14,7 @@ from assets.project import Project, layer_key, parse_key
 from assets.spec import checks, described
 from assets.step import Written
 from pipeline.ports import Lake, LanguageModel
+from pipeline.tables import TABLES
 
 BY_LAYER = dg.MultiToSingleDimensionPartitionMapping(partition_dimension_name="layer")
 """Each neuron of the neuron group reads the partition of its layer."""
@@ -29,7 +30,9 @@ def define(project: Project) -> list[dg.AssetsDefinition]:
             "partitions_def": project.neurons,
             "check_specs": checks(table, asset=f"neuron_{table}"),
             "deps": [
-                parent if parent.startswith("neuron_") else dg.AssetDep(parent, partition_mapping=BY_LAYER)
+                dg.AssetDep(parent, partition_mapping=BY_LAYER)
+                if parent in TABLES and TABLES[parent].by_layer
+                else parent
                 for parent in parents
             ],
             **described(table),
@@ -41,7 +44,7 @@ def define(project: Project) -> list[dg.AssetsDefinition]:
 
     @dg.asset(
         pool="language",
-        **options("explanations", explanations.CODE_VERSION, "neuron_exemplars"),
+        **options("explanations", explanations.CODE_VERSION, "neuron_exemplars", *explanations.more_inputs(project)),
     )
     def neuron_explanations(
         context: dg.AssetExecutionContext,

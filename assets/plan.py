@@ -17,6 +17,7 @@ from assets.project import Project
 from pipeline import explanations as written_by_model
 from pipeline import simulations as played_by_model
 from pipeline.ports import Lake, QuotingLanguageModel, Reply, Request
+from pipeline.tables import TABLES
 from pipeline.texts import display
 
 BYTES_PER_TOKEN = 2.5
@@ -69,11 +70,14 @@ class _Sizes:
 def planned(
     lake: Lake, project: Project, language: QuotingLanguageModel, *, layers: Sequence[int]
 ) -> Iterator[Planned]:
-    """What explaining and simulating these layers would ask. A layer without exemplars gives nothing."""
+    """What explaining and simulating these layers would ask. A layer that is not `ready` gives nothing."""
     for layer in layers:
-        inputs = {name: lake.read(name, layer=None if name == "sequences" else layer) for name in explanations.INPUTS}
-        if inputs["exemplars"].is_empty():
+        if not ready(lake, project, layer):
             continue
+        inputs = {
+            name: lake.read(name, layer=layer if TABLES[name].by_layer else None)
+            for name in explanations.inputs(project)
+        }
         written = inputs["exemplars"].clear()
         if (model := project.choices.explainer) is not None:
             stage, written = _explained(project, language, inputs, _sizes(lake, model), layer=layer, model=model)
@@ -87,6 +91,14 @@ def planned(
             yield _stage(
                 "simulations", requests, layer=layer, model=model, language=language, sizes=_sizes(lake, model)
             )
+
+
+def ready(lake: Lake, project: Project, layer: int) -> bool:
+    """Whether a layer has exemplars, and what else the methods show, so that its requests are known."""
+    return all(
+        lake.rows(name, layer=layer if TABLES[name].by_layer else None)
+        for name in ("exemplars", *explanations.more_inputs(project))
+    )
 
 
 def _explained(

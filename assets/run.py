@@ -5,11 +5,12 @@ staleness stops at the first hop and cannot be seen by partition.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import dagster as dg
 
+from assets.explanations import more_inputs
 from assets.freshness import UNANSWERED, Outside, State, states
 from assets.project import Project, layer_key, neuron_name
 from pipeline.errors import NeuronLedgerError
@@ -139,19 +140,28 @@ class Runner:
         if not self._not_fresh(layers, "sequences"):
             for neighbours in contiguous([layer for layer in self._not_fresh(layers, *CAPTURE) if layer in ready]):
                 self._make(outcome, f"activations {named(neighbours)}", CAPTURE, layers=neighbours)
+        # Nothing but an explanation that shows them is made from these.
+        needed = more_inputs(self.project)
+        if needed:
+            self._weights(outcome, layers, ready)
         for layer in layers:
             states = {state.table: state.status for state in self.states([layer])}
             first = next((place for place, table in enumerate(LAST_HOPS) if states[table] != "fresh"), None)
-            if first is not None and all(states[table] == "fresh" for table in FIRST_HOPS) and not self.enough():
+            before = (*FIRST_HOPS, *needed)
+            if first is not None and all(states[table] == "fresh" for table in before) and not self.enough():
                 self._make(outcome, f"{LAST_HOPS[first]} to scores {named([layer])}", LAST_HOPS[first:], layers=[layer])
-        # Last, because nothing is made from them.
+        if not needed:
+            self._weights(outcome, layers, ready)
+        if outcome.made:
+            self._make(outcome, "layer_summary", ["layer_summary"])
+        return outcome
+
+    def _weights(self, outcome: Outcome, layers: Sequence[int], ready: Collection[int]) -> None:
+        """What the weights alone say."""
         if self._not_fresh(layers, "vocabulary"):
             self._make(outcome, "vocabulary", ["vocabulary"])
         for neighbours in contiguous([layer for layer in self._not_fresh(layers, "connections") if layer in ready]):
             self._make(outcome, f"connections {named(neighbours)}", ["connections"], layers=neighbours)
-        if outcome.made:
-            self._make(outcome, "layer_summary", ["layer_summary"])
-        return outcome
 
     def ask_again(self, layers: Sequence[int]) -> Outcome:
         """Make those slices again that lack answers which failed in passing, and what is made from them; no others."""

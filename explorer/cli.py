@@ -145,7 +145,7 @@ def run(
 def plan(wanted: str | None, as_json: bool, **flags: Any) -> None:  # noqa: FBT001 (click passes flags by name)
     """What a run with these settings would ask of language models, and what that would cost. Sends nothing."""
     from assets.definitions import open_lake, open_language, open_project, open_subject
-    from assets.plan import as_dict, planned
+    from assets.plan import as_dict, planned, ready
     from explorer import terminal
 
     settings = load(**flags)
@@ -155,7 +155,7 @@ def plan(wanted: str | None, as_json: bool, **flags: Any) -> None:  # noqa: FBT0
         raise SettingsError("there is nothing to plan without a language model; name one with --explainer")
     layers, lake = layer_range(wanted, len(project.n_neurons)), open_lake(settings)
     stages = list(planned(lake, project, open_language(settings, lake), layers=layers))
-    missing = [layer for layer in layers if not lake.rows("exemplars", layer=layer)]
+    missing = [layer for layer in layers if not ready(lake, project, layer)]
     total = terminal.planned_total(stages, concurrency=settings.concurrency)
     if as_json:
         found = {"layers": [as_dict(stage) for stage in stages], "total": total, "without_exemplars": missing}
@@ -166,7 +166,7 @@ def plan(wanted: str | None, as_json: bool, **flags: Any) -> None:  # noqa: FBT0
     if missing:
         where = ",".join(map(str, missing))
         console.print(
-            Text(f"Layers without exemplars are not in this plan. Without an explainer they cost nothing:\n"
+            Text(f"Layers without exemplars, or what else is to be shown, are not in this plan. Without an explainer they cost nothing:\n"
                  f"{_command()} run --layers {where} --explainer ''{_typed({**flags, 'explainer': None})}"),
             soft_wrap=True,
         )  # fmt: skip

@@ -285,7 +285,9 @@ class ScriptedLanguageModel:
             ("explain-highlight-reasoning", "explain-highlight-reasoning.user.txt", self._explained_reasoning),
             ("explain-next-token-pairs", "explain-next-token-pairs.user.txt", self._explained_next),
             ("explain-summary", "explain-summary.user.txt", self._explained_places),
+            ("explain-logits", "explain-logits.user.txt", self._explained_marked),
             ("explain-token-space", "explain-token-space.user.txt", self._explained_tokens),
+            ("explain-token-space-weights", "explain-token-space-weights.user.txt", self._explained_tokens),
             ("simulate", "simulate.user.txt", _simulated),
             ("simulate-many", "simulate-many.user.txt", _simulated_many),
         ):
@@ -304,7 +306,7 @@ class ScriptedLanguageModel:
         return self._said(excerpts)
 
     def _explained_marked(self, question: str) -> str | None:
-        """The same from pieces of text, where an active token is a list of its own."""
+        """The same from pieces of text, where an active token is a list of its own. Other lines are passed over."""
         excerpts = [
             [
                 (word, int(isinstance(piece, list)))
@@ -312,6 +314,7 @@ class ScriptedLanguageModel:
                 for word in re.findall(r"\s*\S+", piece[0] if isinstance(piece, list) else piece)
             ]
             for line in question.splitlines()
+            if line.startswith("[")
         ]
         return self._said(excerpts)
 

@@ -24,3 +24,11 @@ def token_texts(sequences: pl.DataFrame) -> dict[int, str]:
         .unique("token_ids", keep="first", maintain_order=True)
     )
     return {token: piece.decode("utf-8", errors="replace") for token, piece in first.iter_rows() if token is not None}
+
+
+def spelled(vocabulary: pl.DataFrame) -> dict[int, str]:
+    """How each token of the vocabulary looks by itself; "" for one that the tokenizer does not know."""
+    return {
+        token: piece.decode("utf-8", errors="replace")
+        for token, piece in vocabulary.select("token_id", "bytes").iter_rows()
+    }

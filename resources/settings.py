@@ -48,7 +48,8 @@ class Settings(BaseSettings):
     methods: str = Field(
         "token-activation-pairs",
         description="ways to ask the explainer, separated by commas: `token-activation-pairs`, `highlight`, "
-        "`highlight-values`, `highlight-reasoning`, `summary`, `next-token-pairs`, `token-space`; "
+        "`highlight-values`, `highlight-reasoning`, `summary`, `next-token-pairs`, `logits`, `token-space`, "
+        "`token-space-weights`; "
         "`random-explanation` and `empty` are controls",
     )
     language: str = Field("en", description="language of the explanations: `en`, `de`, `es`, `fr`")

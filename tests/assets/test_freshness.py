@@ -39,7 +39,8 @@ class Written:
     def write(self, table, layer=None, *, content="a", neuron=None, failures=None, code=None, error=None):
         """Note a write that read what is in the lake now."""
         hop = HOPS[table]
-        parents = {name: self.hash(name, layer if TABLES[name].by_layer else None) for name in hop.inputs}
+        inputs = (*hop.inputs, *hop.more_inputs(self.project))
+        parents = {name: self.hash(name, layer if TABLES[name].by_layer else None) for name in inputs}
         outside = freshness._outside(table, layer, self.outside)
         own = self.contents.setdefault((table, layer), {})
         if error is None:
@@ -312,6 +313,18 @@ def test_nothing_fresh_is_made_from_what_is_not(history):
         parents = [found[name, layer if TABLES[name].by_layer else None] for name in HOPS[table].inputs]
         if state.status == "fresh":
             assert {parent.status for parent in parents} <= {"fresh"}
+
+
+@pytest.mark.parametrize(
+    ("methods", "expected"),
+    [(("highlight",), set()), (("highlight", "token-space-weights"), below("explanations"))],
+)
+def test_explanations_are_made_from_the_weights_only_if_a_method_shows_them(methods, expected):
+    project = replace(PROJECT, choices=replace(PROJECT.choices, explainer="m", methods=methods))
+    lake = Written(project=project).everything()
+    assert lake.causes(project=project) == {}
+    lake.write("connections", 0, content="b")
+    assert set(lake.causes(project=project)) == {(table, 0) for table in expected}
 
 
 def test_the_states_are_a_table_of_plain_columns(made):

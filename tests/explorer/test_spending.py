@@ -1,6 +1,7 @@
 """Spending: what a run will cost is said before, what it may cost is kept to, and what it did cost is known."""
 
 import json
+import shutil
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -288,17 +289,22 @@ def test_methods_stand_side_by_side_and_one_more_asks_for_itself_alone(folder, t
         asked = endpoint.asked.total()
         several = (*words, "--methods", ",".join(methods.ASKING))
         assert folder.type("run", "--neurons", "0:1", *several).exit_code == 0
-        # More explanations; their simulations are asked for once, because they are the same words.
-        assert endpoint.asked.total() == asked + len(methods.ASKING) - 1
+        # More explanations; their simulations are asked for once, because they are the same words. What the planted
+        # neurons write is nothing, so there is nothing to say of their logits.
+        assert endpoint.asked.total() == asked + len(methods.ASKING) - 2
         assert set(endpoint.asked.values()) == {1}
         shown = folder.type("show", "0:1").stdout
         refused = folder.type("run", "--neurons", "0:1", *words, "--methods", "guess")
     rows = folder.table("explanations", layer=0, neurons=[1]).filter(explainer="scripted")
     assert set(rows["method"]) == set(methods.ASKING)
+    assert rows.filter(pl.col("text").is_null()).select("method", "missing_because").rows() == [
+        ("logits", "no_evidence")
+    ]
+    rows = rows.drop_nulls("text")
     assert rows["text"].n_unique() == 1
     main = folder.table("scores", layer=0, neurons=[1]).filter(scorer="ev_correlation", split="top_and_random")
     of_model = main.join(rows.select("explanation_id"), on="explanation_id", how="semi")
-    assert len(of_model) == len(methods.ASKING)
+    assert len(of_model) == len(methods.ASKING) - 1
     assert of_model["value"].min() > 0.9
     tokens = dict(
         folder.table("language_calls")
@@ -324,6 +330,19 @@ def test_a_plan_counts_every_method(folder, truth):
     # Fewer methods are part of what is there.
     fewer = (*asking(endpoint), "--methods", "highlight", "--simulation", "json-many")
     assert ("explanations", 0) not in folder.not_fresh("--layers", "0", *fewer)
+
+
+def test_weights_that_are_shown_are_made_before_the_explanations_and_until_then_nothing_is_planned(folder, truth):
+    shutil.rmtree(folder.home / "lake" / "subject" / "connections")
+    with Endpoint(truth, counts=True) as endpoint:
+        words = (*asking(endpoint), "--methods", "token-space-weights", "--simulation", "json-many")
+        assert planned(folder, "--layers", "0", *words)["without_exemplars"] == [0]
+        result = folder.type("run", "--layers", "0", *words)
+        assert result.exit_code == 0, result.stderr
+        assert planned(folder, "--layers", "0", *words)["total"]["to_send"] == 0
+    right = folder.table("explanations", layer=0, neurons=[1]).filter(method="token-space-weights")
+    assert right["text"].to_list() == ['the words "cat", "dog", "horse", "sheep", "mouse"']
+    assert folder.not_fresh("--layers", "0", *words) == {}
 
 
 def test_a_control_scores_what_the_words_for_another_neuron_are_worth(folder, truth):

@@ -10,7 +10,9 @@ from pipeline.languages import FILE, in_language, parse
 from pipeline.methods import METHODS, Evidence, prompt_hash
 from pipeline.ports import Request
 
-SHOWN = Evidence(excerpts=[[("The", 0), (" cat", 10), (" sat", 0)]], tokens=[(" cat", 10)])
+SHOWN = Evidence(
+    excerpts=[[("The", 0), (" cat", 10), (" sat", 0)]], tokens=[(" cat", 10)], exciting=[(" cat", 10)], promoted=[" x"]
+)
 CODES = sorted(json.loads(prompts.load(FILE).text))
 
 

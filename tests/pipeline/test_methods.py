@@ -12,7 +12,20 @@ from pipeline import prompts
 from pipeline import token_activation_pairs as pairs
 from pipeline.errors import SettingsError
 from pipeline.explanations import requests, rows
-from pipeline.methods import ASKING, CLEARLY, METHODS, REASONING, TOKENS, Evidence, evidence, parse, prompt_hash, read
+from pipeline.methods import (
+    ASKING,
+    CLEARLY,
+    LOGITS,
+    METHODS,
+    REASONING,
+    TOKENS,
+    Evidence,
+    evidence,
+    parse,
+    prompt_hash,
+    read,
+    tables,
+)
 from pipeline.ports import Reply
 from pipeline.tables import TABLES
 from pipeline.texts import display, token_texts
@@ -27,8 +40,10 @@ SHOWN = Evidence(
     excerpts=[[("The", 0), (" old", 2), (" cat", 10), (" sat", 0)], [(" a", 0), ("\n", 0), ("cats", 5), ("!", 4)]],
     exemplar_ids=["x1", "x2"],
     tokens=[(" cat", 10), ("cats", 7)],
-    excerpt_parents=["sha256:1", "sha256:2"],
-    token_parents=["sha256:3"],
+    exciting=[(" cat", 10), (" tom", 6)],
+    promoted=[" purred", " fur"],
+    suppressed=["<s>"],
+    parents={"excerpts": ["sha256:1", "sha256:2"], "tokens": ["sha256:3"], "weights": ["sha256:4"]},
 )
 EXPECTED = {
     "highlight": '["The old",[" cat"]," sat"]\n[" a\\n",["cats"],["!"]]',
@@ -36,6 +51,9 @@ EXPECTED = {
     "highlight-reasoning": '["The old",[" cat"]," sat"]\n[" a\\n",["cats"],["!"]]',
     "next-token-pairs": '[" cat"," sat",10]\n["cats","!",5]',
     "summary": '["The old"," cat",10]\n[" a\\n","cats",5]\n[" a\\ncats","!",4]',
+    "logits": '["The old",[" cat"]," sat"]\n[" a\\n",["cats"],["!"]]\n{"promotes":[" purred"," fur"]}\n'
+    '{"suppresses":["\\u003cs>"]}',
+    "token-space-weights": '[[" cat",10],[" tom",6]]',
     "token-space": '[[" cat",10],["cats",7]]',
 }
 
@@ -46,15 +64,40 @@ def layer(some_corpus, truth, made):
     return made(sequences, truth(sequences), signed=True)
 
 
-def found_in(layer):
+@pytest.fixture(scope="module")
+def weights():
+    """Rows of `connections`: tokens 1 and 2 excite every neuron and 3 inhibits it, which promotes 4 and suppresses 5."""
+    schema = {name: kind for name, kind in TABLES["connections"].schema.items() if name != "run_id"}
+    lists = {
+        "input_positive": ([1, 2], [4.0, 2.0]), "input_negative": ([3], [-1.0]),
+        "output_positive": ([9, 4], [8.0, 1.0]), "output_negative": ([5], [-3.0]),
+    }  # fmt: skip
+    columns = {f"{name}_token_ids": ids for name, (ids, _) in lists.items()} | {
+        f"{name}_strengths": strengths for name, (_, strengths) in lists.items()
+    }
+    rows = [{"layer": 3, "neuron": neuron, "identity": f"sha256:w{neuron}", **columns} for neuron in range(6)]
+    return pl.DataFrame(rows, schema=schema)
+
+
+SPELLED = {1: " one", 2: " two", 3: " three", 4: " four", 5: " five", 9: "\ufffd"}
+
+
+def found_in(layer, connections=None):
     texts, words = display(layer.sequences), token_texts(layer.sequences)
-    return evidence(layer.exemplars, layer.associations, texts, words)
+    return evidence(
+        layer.exemplars,
+        layer.associations,
+        texts,
+        words,
+        connections=connections,
+        spelled=SPELLED if connections is not None else None,
+    )
 
 
-def asked_of(layer, *methods):
+def asked_of(layer, *methods, connections=None):
     return requests(
         layer.explanations, layer.exemplars, display(layer.sequences), model="m", seed=0, methods=methods,
-        evidence=found_in(layer),
+        evidence=found_in(layer, connections),
     )  # fmt: skip
 
 
@@ -135,8 +178,9 @@ def test_no_reply_makes_a_method_fail_or_invent(text):
         assert explanation is None or explanation in text
 
 
-def test_the_worked_reasoning_is_of_the_worked_cases():
-    assert list(json.loads(prompts.load(REASONING).text)) == [case.explanation for case in prompts.cases()]
+def test_what_stands_beside_the_worked_cases_is_of_them():
+    for file in (REASONING, LOGITS):
+        assert list(json.loads(prompts.load(file).text)) == [case.explanation for case in prompts.cases()]
 
 
 def test_the_default_method_asks_as_it_does_alone(layer):
@@ -197,6 +241,42 @@ def test_token_space_takes_the_strongest_of_the_side_that_is_asked_about(layer):
         strongest = max(means, key=lambda token: sign * means[token])
         assert max(sign * mean for mean in means.values()) > 0
         assert words[strongest] in {word for word, value in one.tokens if value == 10}
+
+
+def test_weights_are_of_the_side_that_is_asked_about(layer, weights):
+    found = found_in(layer, weights)
+    assert {key.polarity for key in found} == {"+", "-"}
+    for key, one in found.items():
+        # Token 9 is no whole text.
+        expected = (
+            ([(" one", 10), (" two", 5)], [" four"], [" five"])
+            if key.polarity == "+"
+            else ([(" three", 10)], [" five"], [" four"])
+        )
+        assert (one.exciting, one.promoted, one.suppressed) == expected
+        assert one.parents["weights"] == [f"sha256:w{key.neuron}"]
+
+
+@pytest.mark.parametrize("name", ["logits", "token-space-weights"])
+def test_without_connections_there_is_no_evidence_of_weights(layer, weights, name):
+    assert len(asked_of(layer, name, connections=weights)) == len(asked_of(layer, "highlight")) > 0
+    assert asked_of(layer, name) == []
+    # A gated model has no input tokens, an encoder no output tokens: the lists are null.
+    kind = "output" if name == "logits" else "input"
+    none = weights.with_columns(
+        pl.lit(None, weights[column].dtype).alias(column) for column in weights.columns if kind in column
+    )
+    assert asked_of(layer, name, connections=none) == []
+    found = rows(
+        [], [], layer.explanations, layer.exemplars, model="m", methods=(name,), evidence=found_in(layer, none)
+    )
+    assert "no_evidence" in set(found["missing_because"])
+    assert found["text"].null_count() == len(found)
+
+
+def test_a_method_knows_the_tables_that_it_shows():
+    assert tables(pairs.METHOD) == ("exemplars",)
+    assert tables("logits") == ("exemplars", "connections", "vocabulary")
 
 
 @pytest.mark.parametrize(
