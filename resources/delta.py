@@ -214,6 +214,21 @@ class DeltaLake(Lake):
             files = files.filter(pl.col("partition.layer") == part.layer)
         return int(files.get_column("num_records").sum())
 
+    def files(self, table: str, *, layer: int | None = None) -> list[str]:
+        """The Parquet files that hold the rows of a table, or of one layer of it, now; none if never written.
+
+        Their partition, `layer`, stands in the names of their folders and not in the files.
+
+        Raises:
+            LakeError: no such table, it has no layers, or it is damaged.
+        """
+        spec = declaration(table)
+        part = Slice.of(spec, layer, None)
+        found = self._newest(spec)
+        if found is None:
+            return []
+        return sorted(file for file in found.file_uris() if part.layer is None or f"/layer={part.layer}/" in file)
+
     def run_ids(self, table: str, *, layer: int | None = None) -> set[str]:
         """The runs that wrote the rows of a table, or of one layer of it. Reads that column alone.
 
