@@ -203,6 +203,8 @@ class Written:
             "time/seconds": seconds,
             **(extra or {}),
         }
+        if self.commit.ledger_head is not None:
+            shown["ledger/head"] = self.commit.ledger_head
         if self._usage.requests_sent or self._usage.requests_kept:
             shown |= {
                 "llm/requests_sent": self._usage.requests_sent,

@@ -161,7 +161,7 @@ def plan(wanted: str | None, as_json: bool, **flags: Any) -> None:  # noqa: FBT0
         found = {"layers": [as_dict(stage) for stage in stages], "total": total, "without_exemplars": missing}
         click.echo(json.dumps(found))
         return
-    console = _console()
+    console = screen()
     console.print(terminal.plan(stages, total))
     if missing:
         where = ",".join(map(str, missing))
@@ -191,7 +191,7 @@ def cost(by: str, as_json: bool, **flags: Any) -> None:  # noqa: FBT001 (click p
     if as_json:
         click.echo(json.dumps({"rows": rows.to_dicts(), "total": total}))
         return
-    _console().print(terminal.cost(rows, total))
+    screen().print(terminal.cost(rows, total))
 
 
 @main.command()
@@ -213,7 +213,7 @@ def status(wanted: str | None, as_json: bool, **flags: Any) -> None:  # noqa: FB
     if as_json:
         click.echo(json.dumps(rows.to_dicts()))
         return
-    console = _console()
+    console = screen()
     console.print(terminal.states(rows))
     for line in terminal.causes(rows):
         console.print(line)
@@ -235,7 +235,7 @@ def show(neuron: str, as_json: bool, **flags: Any) -> None:  # noqa: FBT001 (cli
     if as_json:
         click.echo(found.as_json())
         return
-    console = _console()
+    console = screen()
     console.print(terminal.neuron(found, colour=console.color_system is not None))
 
 
@@ -347,7 +347,7 @@ def _run(settings: Settings, *, layers: str | None, budget: Budget | None = None
         click.echo(f"Windows are of {project.choices.length} tokens: the subject reads no more at a time.", err=True)
     lake = open_lake(settings)
     _same_subject(lake, project, settings)
-    with TerminalProgress(_diagnostics()) as progress, instance(settings) as opened:
+    with TerminalProgress(diagnostics()) as progress, instance(settings) as opened:
         language = open_language(settings, lake, budget=budget)
         definitions = build(settings, progress=progress, language=language)
         runner = Runner(
@@ -382,7 +382,7 @@ def _recompute(settings: Settings, names: str, budget: Budget) -> None:
             )
     lake = open_lake(settings)
     _same_subject(lake, project, settings)
-    with TerminalProgress(_diagnostics()) as progress, instance(settings) as opened:
+    with TerminalProgress(diagnostics()) as progress, instance(settings) as opened:
         language = open_language(settings, lake, budget=budget)
         definitions = build(settings, progress=progress, language=language)
         runner = Runner(
@@ -441,7 +441,7 @@ def _finished(settings: Settings, flags: Mapping[str, Any]) -> None:
     from pipeline.summary import MAIN, best
     from resources.delta import collect
 
-    lake, console = open_lake(settings), _console()
+    lake, console = open_lake(settings), screen()
     statistics = collect(lake.scan("neuron_statistics").select("layer", "neuron", "dead"))
     explanations = collect(lake.scan("explanations").select("layer", "neuron", "polarity", "explanation_id", "text"))
     scores = collect(
@@ -469,6 +469,8 @@ def _finished(settings: Settings, flags: Mapping[str, Any]) -> None:
     console.print(Text(f"one neuron       {command} show {example}{chosen}"), soft_wrap=True)
     console.print(Text(f"one neuron anew  {command} run --neurons {example}{chosen}"), soft_wrap=True)
     console.print(Text(f"the Dagster UI   {command} ui{chosen}"), soft_wrap=True)
+    if lake.ledger is not None and (head := lake.ledger.head()):
+        console.print(Text(f"the ledger       {head}"), soft_wrap=True)
 
 
 def _command() -> str:
@@ -491,7 +493,7 @@ def _typed(flags: Mapping[str, Any]) -> str:
     return "".join(f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given.items())
 
 
-def _diagnostics() -> Console:
+def diagnostics() -> Console:
     """Standard error, through a handle of its own where it is a terminal.
 
     While a step runs, Dagster sends all that is written to the usual handle into the log of the step, bars too.
@@ -501,7 +503,11 @@ def _diagnostics() -> Console:
     return Console(file=os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8"))
 
 
-def _console() -> Console:
+def screen() -> Console:
     """Standard output; a wide line where it is no terminal, so that nothing is cut."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+# The commands of other files, which take from this one what all commands share.
+import explorer.auditing  # noqa: E402, F401

@@ -249,6 +249,8 @@ class Commit:
     version: int
     commit_uuid: str
     rows: int
+    ledger_head: str | None = None
+    """The head of the lake's ledger after this write; None where there is no ledger."""
 
 
 class Lake(Protocol):

@@ -2,6 +2,7 @@
 
     {uri}/{table}/layer=5/part-….parquet     the rows: sorted by neuron, about 16 neurons to a row group
     {uri}/{table}/_delta_log/….json          the commits: each with its `commit_uuid` and provenance record
+    {uri}/_ledger/ledger.jsonl               a line for each commit, hash-chained (`resources.ledger`)
 
 A write replaces one slice or adds rows with new keys, and is wholly there or not there at all. Two writers may meet:
 Delta refuses the later one, which then starts again from the newer version. On a local disk a write is forced to the
@@ -40,6 +41,7 @@ from deltalake.schema import ArrayType, PrimitiveType
 from pipeline.errors import LakeError
 from pipeline.ports import Commit, Lake
 from pipeline.tables import TABLES, Table, Type
+from resources.ledger import Ledger
 
 WHOLE = frozenset({"sequences", "vocabulary"})
 """Tables without layers whose content is one unit, so that a write may replace all of it. The others only grow."""
@@ -168,6 +170,8 @@ class DeltaLake(Lake):
             raise LakeError(f"`uri` (={text!r}) must not hold any of {sorted(wrong)}; choose another folder or prefix")
         self.uri = text.rstrip("/")
         self._opened: dict[str, tuple[_Log, DeltaTable]] = {}
+        self.ledger = None if self._folder is None else Ledger(self._folder)
+        """Its line seals each commit; an object store has none."""
 
     def scan(
         self, table: str, *, layer: int | None = None, neurons: Sequence[int] | None = None, version: int | None = None
@@ -354,6 +358,8 @@ class DeltaLake(Lake):
         """Write what `choose` picks for the version at hand, and again for a newer one as long as others come first."""
         metadata = {COMMIT_UUID: commit_uuid, RECORD: _record_json(record)}
         fault: BaseException | None = None
+        if self.ledger is not None:
+            self.ledger.check()
         for pause in _pauses():
             time.sleep(pause)
             found = self._open_to_write(spec)
@@ -382,7 +388,8 @@ class DeltaLake(Lake):
                 # A writer that died before it came to this may have left the versions under ours in memory only.
                 for each in range(version, before - 1, -1):
                     self._make_durable(spec, each)
-                return Commit(table=spec.name, version=version, commit_uuid=commit_uuid, rows=len(rows))
+                head = self._seal(spec, version)
+                return Commit(spec.name, version=version, commit_uuid=commit_uuid, rows=len(rows), ledger_head=head)
             if not isinstance(fault, CommitFailedError):
                 raise LakeError(
                     f"nothing was written to {part} of {self._at(spec)}: {fault or 'no such commit'}"
@@ -428,6 +435,7 @@ class DeltaLake(Lake):
                 fault = _failure(error)
             else:
                 self._make_durable(spec, found.version())
+                self._seal(spec, found.version())
         raise LakeError(f"the table {self._at(spec)} cannot be made: {fault}") from fault
 
     def _create(self, spec: Table) -> DeltaTable:
@@ -460,6 +468,10 @@ class DeltaLake(Lake):
             raise LakeError(
                 f"version {version} of {folder} is written, but may not outlast a power cut: {error}"
             ) from error
+
+    def _seal(self, spec: Table, version: int) -> str | None:
+        """Last of all, so that what is sealed is on the disk."""
+        return None if self.ledger is None else self.ledger.seal(spec.name, version)
 
     # ---- reading
 
@@ -659,6 +671,11 @@ def _delta_type(kind: Type) -> PrimitiveType | ArrayType:
     if isinstance(kind, pl.List):
         return ArrayType(_delta_type(cast(Type, kind.inner)), contains_null=True)
     return PrimitiveType(_DELTA_TYPES[kind])
+
+
+def rules(spec: Table) -> dict[str, str | None]:
+    """Properties and constraints that a table must have."""
+    return PROPERTIES | {f"delta.constraints.{name}": rule for name, rule in _constraints(spec).items()}
 
 
 def _constraints(spec: Table) -> dict[str, str]:

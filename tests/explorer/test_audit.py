@@ -1,0 +1,91 @@
+"""The command `audit`: what it finds in a lake that was changed behind its back, and what it says it did not check."""
+
+import json
+
+import polars as pl
+
+HEAD = "sha256:"
+
+
+def audited(folder, *words):
+    result = folder.type("audit", "--json", *words)
+    return result.exit_code, json.loads(result.stdout)
+
+
+def outcomes(found):
+    return {check["id"]: check["outcome"] for check in found["checks"]}
+
+
+def findings(found):
+    return {check["id"]: check["findings"] for check in found["checks"] if check["findings"]}
+
+
+def without_code(found):
+    """The findings but those of the code, which says whether this checkout was changed."""
+    return {name: lines for name, lines in findings(found).items() if name != "A18"}
+
+
+def test_a_lake_as_it_was_made_is_clean(made):
+    _, found = audited(made)
+    assert without_code(found) == {}
+    done = outcomes(found)
+    assert [done[f"A{number}"] for number in (1, 3, 4, 5, 6, 9)] == ["clean"] * 6
+    assert list(done) == [f"A{number}" for number in range(1, 21)]
+
+
+def test_what_was_not_checked_is_said_with_the_reason(made):
+    _, found = audited(made)
+    for check in found["checks"]:
+        if check["outcome"] == "not checked":
+            assert check["not_checked"]
+    assert "--anchor" in next(check["not_checked"] for check in found["checks"] if check["id"] == "A2")
+
+
+def test_a_run_ends_with_the_head_and_an_audit_holds_to_it(first, copied):
+    folder, result = first
+    head = next(line.split()[-1] for line in result.stdout.splitlines() if line.startswith("the ledger"))
+    assert head == folder.lake.ledger.head()
+    code, found = audited(copied, "--anchor", head)
+    assert outcomes(found)["A2"] == "clean"
+    newest = max((copied.home / "lake" / "subject" / "materializations" / "_delta_log").glob("*.json"))
+    newest.unlink()
+    lines = copied.lake.ledger.path.read_bytes().splitlines(keepends=True)
+    copied.lake.ledger.path.write_bytes(b"".join(lines[:-1]))
+    code, found = audited(copied, "--anchor", head)
+    assert code == 1
+    assert "A2" in findings(found)
+
+
+def test_a_score_edited_behind_its_back_is_found_and_nothing_else_is_read(copied):
+    file = next((copied.home / "lake" / "subject" / "scores").rglob("*.parquet"))
+    pl.read_parquet(file).with_columns(pl.lit(1.0).alias("value")).write_parquet(file)
+    code, found = audited(copied)
+    assert code == 1
+    assert list(findings(found)) == ["A4"]
+    assert outcomes(found)["A5"] == "not checked"
+
+
+def test_rows_that_are_not_those_recorded_are_found_though_their_write_was_sealed(copied):
+    lake = copied.lake
+    rows = lake.read("scores", layer=0)
+    lake.replace("scores", rows.with_columns(pl.lit(1.0).alias("ci_high")), layer=0, record={})
+    _, found = audited(copied)
+    assert without_code(found) == {
+        "A5": ["the rows of scores of layer 0 are not those that were recorded: they differ"]
+    }
+
+
+def test_neurons_recomputed_alone_are_no_finding(copied):
+    assert copied.type("run", "--neurons", "0:1").exit_code == 0
+    _, found = audited(copied)
+    assert without_code(found) == {}
+
+
+def test_it_is_readable_and_exits_with_2_where_it_could_not_run(made, tmp_path):
+    shown = made.type("audit").stdout
+    assert "every data file is there and unchanged" in shown
+    assert "Not checked" in shown
+    nowhere = made.type("audit", "--lake", str(tmp_path / "nowhere"))
+    assert nowhere.exit_code == 2
+    assert "there is no lake" in nowhere.stderr
+    assert made.type("audit", "--anchor", "abc").exit_code == 2
