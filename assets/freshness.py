@@ -28,6 +28,7 @@ from assets import (
     vocabulary,
 )
 from assets.project import Project
+from assets.step import BY_VALUE
 from pipeline.ports import Lake
 from pipeline.provenance import frame_hash
 from pipeline.tables import TABLES
@@ -54,6 +55,8 @@ class State:
     status: str
     cause: str = ""
     recomputed: tuple[int, ...] = ()
+    inherited: bool = False
+    """Stale only because something that it is made from is not fresh, and fresh again if that comes out the same."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,16 @@ class _Records:
             for neuron in row["neurons"]
         }
 
+    def finished(self, table: str, layer: int | None) -> set[str]:
+        """The runs that finished a write of the slice, of which rows may be left that came out the same since."""
+        return {row["run_id"] for row in self._all.get((table, layer), ()) if row["status"] == "done"}
+
+    def values(self, table: str, layer: int | None) -> str | None:
+        """The hash of a whole slice but for its identities, where it was recorded; see `assets.step`."""
+        whole = self.whole(table, layer)
+        found = json.loads(whole["environment"]).get("made", {}) if whole and table in BY_VALUE else {}
+        return found.get("values_hash")
+
     def rows(self, table: str, layer: int | None) -> int:
         """How many rows the slice has now."""
         return self._lake.rows(table, layer=layer)
@@ -184,17 +197,21 @@ class _Comparison:
         rows = self.records.rows(table, layer)
         if record["rows"] and not rows:
             return State(table, layer, "missing", f"its {record['rows']:,} rows are gone")
-        made_by = {record["run_id"], *(row["run_id"] for row in recomputed.values())}
-        if not self.records.runs(table, layer) <= made_by or (not recomputed and rows != record["rows"]):
+        if not self.records.runs(table, layer) <= self.records.finished(table, layer) or (
+            not recomputed and rows != record["rows"]
+        ):
             return State(table, layer, "stale", "it holds rows of a write that was never finished")
-        causes = (
+        alone = tuple(sorted(recomputed))
+        own = (
             *self._causes(table, layer, record),
             *self._alone(table, layer, recomputed),
             *self._late(table, layer, record),
         )
-        for cause in causes:
-            return State(table, layer, "stale", cause, tuple(sorted(recomputed)))
-        return State(table, layer, "fresh", "", tuple(sorted(recomputed)))
+        inherited = tuple(self._inherited(table, layer))
+        # In the order in which they came about: choices and what is outside, what is made from them, single neurons.
+        for cause in (*own[:1], *inherited):
+            return State(table, layer, "stale", cause, alone, inherited=not own)
+        return State(table, layer, "fresh", "", alone)
 
     def _causes(self, table: str, layer: int | None, record: Mapping[str, Any]) -> Iterator[str]:
         """Why a slice is stale, the first cause first; nothing if it is fresh."""
@@ -205,16 +222,27 @@ class _Comparison:
         for reason, count in json.loads(record["usage"]).get("failures", {}).items() if asks else ():
             if reason in WORTH_ASKING_AGAIN:
                 yield f"{count} {UNANSWERED} ({reason})"
-        inputs = {name: entry["content_hash"] for name, entry in json.loads(record["inputs"]).items()}
+        read = json.loads(record["inputs"])
+        inputs = {name: entry["content_hash"] for name, entry in read.items()}
         for name, content in _outside(table, layer, self.outside).items():
             if inputs.get(name) != content:
                 yield f"the {name} changed"
         for parent in (*hop.inputs, *hop.more_inputs(self.project)):
             at = layer if TABLES[parent].by_layer else None
-            if self.found[parent, at].status != "fresh":
-                yield f"{parent} is {self.found[parent, at].status}"
-            elif inputs.get(parent) not in set(self.records.contents(parent, at)):
-                yield f"{parent} changed"
+            if self.found[parent, at].status == "fresh" and inputs.get(parent) not in set(
+                self.records.contents(parent, at)
+            ):
+                values = read.get(parent, {}).get("values_hash")
+                if values is None or values != self.records.values(parent, at):
+                    yield f"{parent} changed"
+
+    def _inherited(self, table: str, layer: int | None) -> Iterator[str]:
+        """What it is made from that is not fresh."""
+        hop = HOPS[table]
+        for parent in (*hop.inputs, *hop.more_inputs(self.project)):
+            state = self.found[parent, layer if TABLES[parent].by_layer else None]
+            if state.status != "fresh":
+                yield f"{parent} is {state.status}"
 
     def _choices(self, hop: Hop, record: Mapping[str, Any]) -> Iterator[str]:
         """What differs in code and settings. Rows made with more than is asked for today hold what is asked for."""

@@ -145,11 +145,7 @@ class Runner:
         if needed:
             self._weights(outcome, layers, ready)
         for layer in layers:
-            states = {state.table: state.status for state in self.states([layer])}
-            first = next((place for place, table in enumerate(LAST_HOPS) if states[table] != "fresh"), None)
-            before = (*FIRST_HOPS, *needed)
-            if first is not None and all(states[table] == "fresh" for table in before) and not self.enough():
-                self._make(outcome, f"{LAST_HOPS[first]} to scores {named([layer])}", LAST_HOPS[first:], layers=[layer])
+            self._explain(outcome, layer, before=(*FIRST_HOPS, *needed))
         if not needed:
             self._weights(outcome, layers, ready)
         if outcome.made:
@@ -162,6 +158,23 @@ class Runner:
             self._make(outcome, "vocabulary", ["vocabulary"])
         for neighbours in contiguous([layer for layer in self._not_fresh(layers, "connections") if layer in ready]):
             self._make(outcome, f"connections {named(neighbours)}", ["connections"], layers=neighbours)
+
+    def _explain(self, outcome: Outcome, layer: int, *, before: Sequence[str]) -> None:
+        """Make the last hops of a layer, from the first that is not fresh; `before` is what they are made from.
+
+        Exemplars that come out the same leave fresh what was made from them, so they are made first where that can be.
+        """
+        states = {state.table: state for state in self.states([layer])}
+        if any(states[table].status != "fresh" for table in before) or self.enough():
+            return
+        if states["exemplars"].status != "fresh" and states["explanations"].inherited:
+            self._make(outcome, f"exemplars {named([layer])}", ["exemplars"], layers=[layer])
+            states = {state.table: state for state in self.states([layer])}
+            if states["exemplars"].status != "fresh":
+                return
+        first = next((place for place, table in enumerate(LAST_HOPS) if states[table].status != "fresh"), None)
+        if first is not None:
+            self._make(outcome, f"{LAST_HOPS[first]} to scores {named([layer])}", LAST_HOPS[first:], layers=[layer])
 
     def ask_again(self, layers: Sequence[int]) -> Outcome:
         """Make those slices again that lack answers which failed in passing, and what is made from them; no others."""

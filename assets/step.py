@@ -7,6 +7,9 @@
 The step hashes what it reads, so the record names its inputs by content. It writes the rows, then a line of the
 table `materializations`, then tells Dagster: killed at any point, the next run sees an unfinished step and makes it
 again. An error inside leaves a line that says why.
+
+A layer made again changes only the rows that come out otherwise. A row that is stored already, word for word, stays
+with the run that made it.
 """
 
 import hashlib
@@ -29,6 +32,10 @@ from pipeline.tables import TABLES, Table
 DATA_VERSION_TAG = "dagster/data_version"
 DATA_VERSION_IS_OURS_TAG = "dagster/data_version_is_user_provided"
 CODE_VERSION_TAG = "dagster/code_version"
+
+BY_VALUE = ("neuron_statistics", "token_associations", "connections", "vocabulary")
+"""Tables whose identities name the weights or the tokenizer. What is made from them depends on their values
+alone, which others may give too, so these are hashed as well."""
 
 
 class Step:
@@ -83,6 +90,8 @@ class Step:
                 f"table `{table}` has no rows{where} yet; materialise the asset `{table}` first", allow_retries=False
             )
         self.note(table, content=frame_hash(rows, key=declared.key), version=version)
+        if table in BY_VALUE:
+            self._inputs[table]["values_hash"] = _values_hash(rows, declared)
         return rows
 
     def note(self, name: str, *, content: str, version: int | None = None) -> None:
@@ -112,7 +121,9 @@ class Step:
 
     def write(self, rows: pl.DataFrame, *, usage: Usage | None = None) -> "Written":
         """Replace this slice by `rows` (without `run_id`), and record it."""
-        rows = self.table.conform(rows.with_columns(pl.lit(self.run_id, pl.String).alias("run_id")))
+        rows = self.table.conform(self._with_runs(rows))
+        if self.table.name in BY_VALUE:
+            self.note_origin(made={"values_hash": _values_hash(rows, self.table)})
         content = frame_hash(rows, key=self.table.key)
         record = self._record(content=content, rows=len(rows), usage=usage or Usage())
         commit = self._lake.replace(
@@ -130,6 +141,31 @@ class Step:
         add_record(self._lake, {**record, "version": commit.version})
         self._is_written = True
         return Written(self, commit, content=content, rows=rows, usage=usage or Usage(), inputs=dict(self._inputs))
+
+    def _with_runs(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """The rows with the run that made each: this one, or for a row that is stored word for word the one that did.
+
+        A neuron recomputed alone is made by this run in any case: that it was made again is what was asked for.
+        """
+        rows = rows.with_columns(pl.lit(self.run_id, pl.String).alias("run_id"))
+        if self.layer is None or self.neuron is not None:
+            return rows
+        key, table = list(self.table.key), self.table.name
+        same = self._lake.scan(table, layer=self.layer).select(*key, "identity").collect()
+        if same.join(rows.select(*key, "identity"), on=[*key, "identity"], how="semi").is_empty():
+            return rows
+        # The rows of a write that was killed before its record are nobody's.
+        finished = self._lake.scan("materializations").filter(
+            (pl.col("table") == table) & (pl.col("layer") == self.layer) & (pl.col("status") == "done")
+        )
+        runs = finished.select(pl.col("run_id").unique()).collect().get_column("run_id")
+        stored = self._lake.read(table, layer=self.layer).filter(pl.col("run_id").is_in(runs.implode()))
+        others = [name for name in self.table.columns if name not in (*key, "run_id")]
+        names = {name: f"{name} as stored" for name in (*others, "run_id")}
+        beside = rows.join(stored.rename(names), on=key, how="left", maintain_order="left")
+        equal = pl.all_horizontal(*(pl.col(name).eq_missing(pl.col(names[name])) for name in others))
+        kept = pl.when(equal).then(pl.coalesce(names["run_id"], "run_id")).otherwise("run_id")
+        return beside.with_columns(kept.alias("run_id")).select(rows.columns)
 
     def __enter__(self) -> "Step":
         return self
@@ -165,6 +201,11 @@ class Step:
             "status": "done",
             "error": None,
         }
+
+
+def _values_hash(rows: pl.DataFrame, table: Table) -> str:
+    """The tagged hash of a table's content but for its identities."""
+    return frame_hash(rows, key=table.key, ignore=("run_id", "identity"))
 
 
 def add_record(lake: Lake, record: Mapping[str, Any]) -> None:

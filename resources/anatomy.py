@@ -282,6 +282,8 @@ def _after_mlp(config: Any) -> tuple[str, ...]:
 def _beside_mlp(config: Any) -> tuple[str, ...]:
     if config.model_type == "gpt_neox" and not config.use_parallel_residual:
         return ()
+    if config.model_type == "falcon" and (config.parallel_attn or config.new_decoder_architecture):
+        return ("self_attention.", "ln_attn.")
     return _BESIDE_MLP.get(config.model_type, ())
 
 

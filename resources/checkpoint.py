@@ -62,7 +62,7 @@ _IGNORED_SETTINGS = {
 _FINAL_NORM = r"ln_f|norm|norm_f|final_norm|final_layer_norm|final_layernorm"
 _HEAD = re.compile(
     r"(lm_head|embed_out|cls|classifier|pooler|predictions|qa_outputs|score|vocab_layer_norm|vocab_projector"
-    r"|vocab_transform)\."
+    r"|vocab_transform|head\.(dense|norm))\.|decoder\.(weight|bias)$"
 )
 _BUFFER = re.compile(r"(^|\.)((attn|attention)\.masked_bias|rotary_emb\.inv_freq|position_ids)$")
 _MASK = re.compile(r"(^|\.)(attn|attention)\.bias$")

@@ -525,7 +525,10 @@ WITHOUT_EFFECT = "self.key.bias"
         ("gptj", {}),
         ("llama", {}),
         ("gemma2", {}),
+        ("falcon", {}),
+        ("falcon", {"parallel_attn": False}),
         ("bert", {}),
+        ("modernbert", {}),
     ],
 )
 def test_a_changed_tensor_makes_exactly_the_layers_that_it_reaches_stale(
