@@ -15,7 +15,9 @@ from pipeline import methods, token_activation_pairs
 from pipeline.baselines import METHODS
 from pipeline.baselines import explanations as baseline_rows
 from pipeline.checks import check
+from pipeline.contrast import quiet
 from pipeline.controls import EMPTY, RANDOM, empty_explanations, random_explanations
+from pipeline.evidence import evidence as gathered
 from pipeline.languages import ENGLISH
 from pipeline.ports import Lake, LanguageModel, Usage
 from pipeline.selection import Selection, selected
@@ -101,12 +103,14 @@ def questions(
     """The requests about these neurons, and what turns their replies into rows: methods and evidence."""
     sequences, exemplars = tables["sequences"], tables["exemplars"]
     texts, words = display(sequences), token_texts(sequences)
-    weights: dict[str, Any] = {}
+    others: dict[str, Any] = {}
     if "connections" in tables:
-        weights = {"connections": tables["connections"], "spelled": spelled(tables["vocabulary"])}
+        others = {"connections": tables["connections"], "spelled": spelled(tables["vocabulary"])}
+    if "activations" in tables:
+        others["quiet"] = quiet(tables["activations"], exemplars, sequences, clearly=methods.CLEARLY)
     more: dict[str, Any] = {
         "methods": asking(project),
-        "evidence": methods.evidence(exemplars, tables["token_associations"], texts, words, **weights),
+        "evidence": gathered(exemplars, tables["token_associations"], texts, words, **others),
         "spoken": project.choices.language,
     }
     seed = project.choices.seed

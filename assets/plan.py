@@ -15,6 +15,7 @@ import polars as pl
 from assets import explanations
 from assets.project import Project
 from pipeline import explanations as written_by_model
+from pipeline import methods
 from pipeline import simulations as played_by_model
 from pipeline.ports import Lake, QuotingLanguageModel, Reply, Request
 from pipeline.tables import TABLES
@@ -117,8 +118,8 @@ def _explained(
     stage = _stage("explanations", requests, layer=layer, model=model, language=language, sizes=sizes)
     # No two neurons get the same words, for then their simulations would be asked for once.
     replies = [
-        reply or Reply(f"not sent {place}", json.dumps({"explanation": f"{USUAL}, {place}"}), missing_because=None)
-        for place, reply in enumerate(language.recall(requests))
+        reply or Reply(f"not sent {place}", methods.answer(question.method, f"{USUAL}, {place}"), missing_because=None)
+        for place, ((question, _), reply) in enumerate(zip(asked, language.recall(requests), strict=True))
     ]
     said = written_by_model.rows(asked, replies, about, inputs["exemplars"], model=model, **more)
     return stage, explanations.with_controls(project, said, said, about)

@@ -32,7 +32,9 @@ def random_explanations(rows: pl.DataFrame, others: pl.DataFrame, *, source: str
     said = others.filter((pl.col("method") == source) & pl.col("text").is_not_null()).sort("neuron", "polarity")
     drawn_from = said.select("neuron", "explanation_id", "identity", "text").rows()
     found: list[dict[str, Any]] = []
-    for row in rows.filter(pl.col("method") == source).iter_rows(named=True):
+    # A method can have several explanations of one neuron; a control is for the neuron.
+    each = rows.filter(pl.col("method") == source).unique(["neuron", "polarity"], keep="first", maintain_order=True)
+    for row in each.iter_rows(named=True):
         strangers = [one for one in drawn_from if one[0] != row["neuron"]] if row["text"] is not None else []
         parent_id = parent = text = None
         reason = row["missing_because"] or "no_evidence"

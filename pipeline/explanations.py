@@ -11,8 +11,9 @@ import polars as pl
 
 from pipeline import methods as ways
 from pipeline import token_activation_pairs as pairs
+from pipeline.evidence import Evidence
 from pipeline.languages import ENGLISH, in_language
-from pipeline.methods import METHODS, Evidence
+from pipeline.methods import METHODS
 from pipeline.ports import Reply, Request
 from pipeline.provenance import identity, short
 from pipeline.tables import TABLES
@@ -51,7 +52,7 @@ def requests(
     """The requests to explain every neuron that has something to show, by each of the methods.
 
     `baselines` are the rows of `pipeline.baselines.explanations`: a neuron without a token-lookup explanation is
-    dead or was never seen firing, and nothing is asked about it. `evidence` is that of `pipeline.methods`, which all
+    dead or was never seen firing, and nothing is asked about it. `evidence` is that of `pipeline.evidence`, which all
     methods but `token-activation-pairs` need. `spoken` is the language of the explanations.
     """
     at = ["layer", "neuron", "polarity"]
@@ -93,13 +94,13 @@ def rows(
     }
     found: list[dict[str, object]] = []
     for (question, _), reply in zip(asked, replies, strict=True):
-        text, reason = ways.read(question.method, reply)
+        texts, reason = ways.read(question.method, reply)
         if question.method == pairs.METHOD:
             exemplar_ids, parents = shown[question.key]
         else:
             method, seen = METHODS[question.method], (evidence or {})[question.key]
             exemplar_ids, parents = method.exemplars(seen), method.parents(seen)
-        found.append(
+        found.extend(
             _row(
                 question,
                 model=model,
@@ -110,6 +111,7 @@ def rows(
                 parents=parents,
                 spoken=spoken,
             )
+            for text in texts or (None,)
         )
     known = {question for question, _ in asked}
     lookup = baselines.filter(pl.col("method") == "token-lookup")

@@ -54,5 +54,10 @@ def _translated(role: str, text: str, code: str) -> str:
         return f"{text}\n\n{words['instruction']}"
     if role == "assistant":
         answer = json.loads(text)
-        return prompts.as_data({**answer, "explanation": words["answers"][answer["explanation"]]})
+        for name, said in answer.items():
+            if name == "explanation":
+                answer[name] = words["answers"][said]
+            elif name == "explanations":
+                answer[name] = [words["answers"][one] for one in said]
+        return prompts.as_data(answer)
     return text

@@ -4,6 +4,8 @@
     highlight                the same excerpts as text, clearly active tokens marked
     highlight-values         marked with their activations
     highlight-reasoning      marked without, and the language model reasons before it answers
+    contrastive              marked excerpts, and texts that hold the same tokens on which the neuron is quiet
+    hypotheses:5             marked with activations, and several explanations asked for (2 to 5), a row for each
     summary                  only the active tokens, each with a few before it
     next-token-pairs         only the active tokens, each with the one after it
     logits                   marked excerpts, and the tokens that the neuron's output promotes and suppresses
@@ -19,31 +21,25 @@ before a next one all clearly active ones are shown, and not one to an excerpt.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Any, Literal
-
-import polars as pl
+from typing import Any
 
 from pipeline import prompts
 from pipeline import token_activation_pairs as pairs
-from pipeline.associations import SEEN_OFTEN
 from pipeline.controls import CONTROLS, RANDOM
 from pipeline.errors import SettingsError
+from pipeline.evidence import SHOWN_FROM, Evidence, Kind
 from pipeline.languages import ENGLISH, language_hash
 from pipeline.ports import Reply, Request
 from pipeline.provenance import content_hash
-from pipeline.tables import STRATA
 
 CLEARLY = 3
 """Scaled activation from which a token is marked (delphi marks from 0.3 of the strongest)."""
 
 BEFORE = 6
 """Tokens before an active one that `summary` shows."""
-
-TOKENS = 25
-"""Tokens that the token-space methods show."""
 
 REASONING = "reasoning.json"
 """File with the reasoning of each worked case of `cases.json`."""
@@ -53,33 +49,14 @@ REASONING_TOKENS = 400
 LOGITS = "logits.json"
 """File with the promoted and suppressed tokens of each worked case of `cases.json`."""
 
-OUTPUTS = 15
-"""Promoted and suppressed tokens that `logits` shows, of each."""
+HYPOTHESES = "hypotheses"
+MOST_HYPOTHESES = 5
 
-Kind = Literal["excerpts", "tokens", "weights"]
-SHOWN_FROM: dict[Kind, tuple[str, ...]] = {
-    "excerpts": ("exemplars",),
-    "tokens": ("token_associations",),
-    "weights": ("connections", "vocabulary"),
-}
-"""Where each kind of evidence is from."""
+CONTRAST = "contrast.json"
+"""File with quiet texts for each worked case of `cases.json`."""
 
-
-@dataclass(frozen=True)
-class Evidence:
-    """What of one neuron on one side of zero may be shown: all of it is from documents that are not scored."""
-
-    excerpts: Sequence[pairs.Excerpt] = ()
-    exemplar_ids: Sequence[str] = ()
-    tokens: Sequence[tuple[str, int]] = ()
-    """(token, mean activation from 0 to 10), strongest first."""
-    exciting: Sequence[tuple[str, int]] = ()
-    """(token, weight from its embedding, from 0 to 10), strongest first."""
-    promoted: Sequence[str] = ()
-    suppressed: Sequence[str] = ()
-    """Tokens whose logits the neuron raises, and lowers, most when it is active on this side."""
-    parents: Mapping[Kind, Sequence[str]] = field(default_factory=dict)
-    """Identities of the rows that each kind of evidence is from."""
+Said = tuple[tuple[str, ...], str | None]
+"""Explanations, and the reason if there is none."""
 
 
 @dataclass(frozen=True)
@@ -96,15 +73,21 @@ class Method:
     """File with what stands beside the evidence of each worked case."""
     reasons: bool = False
     """Whether the reply reasons before it explains."""
+    number: int | None = None
+    """Of explanations wanted, if that is not the one."""
 
     @property
     def prompt_hash(self) -> str:
         """Of every file that a request of this method is made from."""
         more = [self.beside] if self.beside else []
         more += [REASONING] if self.reasons else []
-        return prompts.prompt_hash(
-            (f"explain-{self.name}.system.txt", f"explain-{self.name}.user.txt", self.cases, *more)
-        )
+        more += [f"{HYPOTHESES}.json"] if self.number else []
+        return prompts.prompt_hash((*self._files, self.cases, *more))
+
+    @property
+    def _files(self) -> tuple[str, str]:
+        kind = self.name.partition(":")[0]
+        return f"explain-{kind}.system.txt", f"explain-{kind}.user.txt"
 
     def request(self, evidence: Evidence, *, model: str, seed: int) -> Request | None:
         """The question about one neuron; None if there is nothing to show."""
@@ -115,13 +98,22 @@ class Method:
             model=model,
             messages=(*self._beginning(), ("user", self._question(shown))),
             temperature=0.0,
-            max_tokens=pairs.MAX_TOKENS + (REASONING_TOKENS if self.reasons else 0),
+            max_tokens=pairs.MAX_TOKENS * (self.number or 1) + (REASONING_TOKENS if self.reasons else 0),
             seed=seed,
         )
 
-    def read(self, reply: Reply) -> tuple[str | None, str | None]:
-        """The explanation, or None and the reason why there is none."""
-        return pairs.parse(reply, beside=("reasoning",) if self.reasons else ())
+    def read(self, reply: Reply) -> Said:
+        """The explanations that a reply holds, or none and the reason."""
+        if self.number:
+            return _hypotheses(reply, self.number)
+        text, reason = pairs.parse(reply, beside=("reasoning",) if self.reasons else ())
+        return (() if text is None else (text,)), reason
+
+    def answer(self, *explanations: str, reasoning: str = "") -> str:
+        """A reply in the form that is asked for, as worked cases have it."""
+        if self.number:
+            return prompts.as_data({"explanations": list(explanations)})
+        return prompts.as_data({**({"reasoning": reasoning} if self.reasons else {}), "explanation": explanations[0]})
 
     def parents(self, evidence: Evidence) -> list[str]:
         """Identities of what the question was made from."""
@@ -133,17 +125,34 @@ class Method:
 
     def _beginning(self) -> list[tuple[str, str]]:
         """What every request starts with: the same for all neurons, so that providers cache it."""
-        messages = [("system", prompts.load(f"explain-{self.name}.system.txt").fill())]
+        messages = [("system", prompts.load(self._files[0]).fill())]
+        reasoning = json.loads(prompts.load(REASONING).text) if self.reasons else {}
+        others = json.loads(prompts.load(f"{HYPOTHESES}.json").text) if self.number else {}
         for explanation, evidence in _cases(self.cases, self.beside):
-            answer = {"explanation": explanation}
-            if self.reasons:
-                answer = {"reasoning": json.loads(prompts.load(REASONING).text)[explanation], **answer}
+            said = [explanation, *others.get(explanation, ())][: self.number]
             messages.append(("user", self._question(self.show(evidence) or "")))
-            messages.append(("assistant", prompts.as_data(answer)))
+            messages.append(("assistant", self.answer(*said, reasoning=reasoning.get(explanation, ""))))
         return messages
 
     def _question(self, shown: str) -> str:
-        return prompts.load(f"explain-{self.name}.user.txt").fill(evidence=shown)
+        number = {"number": str(self.number)} if self.number else {}
+        return prompts.load(self._files[1]).fill(evidence=shown, **number)
+
+
+def _hypotheses(reply: Reply, number: int) -> Said:
+    """At most `number` different explanations; one that is repeated counts once, and fewer are no fault.
+
+    `unparsable`: anything but an object with one list `explanations` of 1 to `number` texts of 1 to 1,000 characters.
+    """
+    if reply.missing_because is not None or reply.text is None:
+        return (), reply.missing_because or "unparsable"
+    match prompts.read_object(reply.text):
+        case {"explanations": list(found), **others} if not others and 0 < len(found) <= number:
+            texts = [pairs.phrase(words) if isinstance(words, str) else None for words in found]
+            said = tuple(dict.fromkeys(text for text in texts if text is not None))
+            if None not in texts:
+                return said, None
+    return (), "unparsable"
 
 
 def _marked(evidence: Evidence, *, values: bool) -> str | None:
@@ -184,6 +193,14 @@ def _next(evidence: Evidence) -> str | None:
     return "\n".join(lines) or None
 
 
+def _contrasted(evidence: Evidence) -> str | None:
+    """Marked excerpts, and quiet ones."""
+    marked = _marked(evidence, values=False)
+    if marked is None or not evidence.quiet:
+        return None
+    return "\n".join((marked, *(prompts.as_data({"quiet": text}) for text in evidence.quiet)))
+
+
 def _with_logits(evidence: Evidence) -> str | None:
     """Marked excerpts, and what the neuron's output does to the tokens that come next."""
     marked = _marked(evidence, values=False)
@@ -203,6 +220,11 @@ METHODS: dict[str, Method] = {
         Method("highlight", lambda evidence: _marked(evidence, values=False)),
         Method("highlight-values", lambda evidence: _marked(evidence, values=True)),
         Method("highlight-reasoning", lambda evidence: _marked(evidence, values=False), reasons=True),
+        Method("contrastive", _contrasted, kinds=("excerpts", "quiet"), beside=CONTRAST),
+        *(
+            Method(f"{HYPOTHESES}:{number}", lambda evidence: _marked(evidence, values=True), number=number)
+            for number in range(2, MOST_HYPOTHESES + 1)
+        ),
         Method("summary", _places),
         Method("next-token-pairs", _next, cases="next-token-cases.json"),
         Method("logits", _with_logits, kinds=("excerpts", "weights"), beside=LOGITS),
@@ -253,108 +275,20 @@ def tables(name: str) -> tuple[str, ...]:
     return tuple(table for kind in kinds for table in SHOWN_FROM[kind])
 
 
-def read(name: str, reply: Reply) -> tuple[str | None, str | None]:
-    """The explanation that a reply to the method holds, or None and the reason why there is none."""
-    return pairs.parse(reply) if name == pairs.METHOD else METHODS[name].read(reply)
+def read(name: str, reply: Reply) -> Said:
+    """The explanations that a reply to the method holds, or none and the reason."""
+    if name != pairs.METHOD:
+        return METHODS[name].read(reply)
+    text, reason = pairs.parse(reply)
+    return (() if text is None else (text,)), reason
 
 
-def evidence(
-    exemplars: pl.DataFrame,
-    associations: pl.DataFrame,
-    texts: Mapping[str, Sequence[str]],
-    words: Mapping[int, str],
-    *,
-    connections: pl.DataFrame | None = None,
-    spelled: Mapping[int, str] | None = None,
-) -> dict[pairs.NeuronKey, Evidence]:
-    """What may be shown of each neuron that has exemplars of split `explain`, by layer, neuron and polarity.
-
-    `texts` has the display strings of each sequence, `words` that of each token of the corpus. `connections` are rows of
-    that table and `spelled` has every token of the vocabulary; without them there is no evidence of weights.
-    """
-    order = {stratum: place for place, stratum in enumerate(STRATA)}
-    shown = exemplars.filter(pl.col("split") == "explain").sort(
-        "layer", "neuron", "polarity", pl.col("stratum").replace_strict(order, return_dtype=pl.Int8), "rank"
-    )
-    by_neuron = shown.group_by("layer", "neuron", "polarity", maintain_order=True).agg(
-        "sequence_id", "scaled_activations", "exemplar_id", "identity"
-    )
-    rows = by_neuron.join(
-        associations.select(
-            "layer", "neuron", "polarity", "token_ids", "counts", "means", pl.col("identity").alias("table")
-        ),
-        on=["layer", "neuron", "polarity"],
-        how="left",
-        maintain_order="left",
-    )
-    joined = (
-        {} if connections is None else {(row["layer"], row["neuron"]): row for row in connections.iter_rows(named=True)}
-    )
-    found: dict[pairs.NeuronKey, Evidence] = {}
-    for row in rows.iter_rows(named=True):
-        key = pairs.NeuronKey(row["layer"], row["neuron"], row["polarity"])
-        weights = _weights(joined.get((key.layer, key.neuron), {}), key.polarity, spelled or {})
-        found[key] = Evidence(
-            excerpts=[
-                list(zip(pairs.token_texts(texts, sequence_id, len(scaled)), scaled, strict=True))
-                for sequence_id, scaled in zip(row["sequence_id"], row["scaled_activations"], strict=True)
-            ],
-            exemplar_ids=row["exemplar_id"],
-            tokens=_strongest(row, words),
-            exciting=_scaled(weights["input"][:TOKENS]),
-            promoted=[word for word, _ in weights["promoted"][:OUTPUTS]],
-            suppressed=[word for word, _ in weights["suppressed"][:OUTPUTS]],
-            parents={
-                "excerpts": row["identity"],
-                "tokens": [row["table"]] if row["table"] is not None else [],
-                "weights": weights["identity"],
-            },
-        )
-    return found
-
-
-def _weights(row: Mapping[str, Any], polarity: str, spelled: Mapping[int, str]) -> dict[str, Any]:
-    """What the weights of one neuron say on one side of zero: (token, strength above zero), strongest first.
-
-    On the negative side what it writes is negated, and so is what excites it. A token that is no whole text is left out.
-    """
-    same, other = ("negative", "positive") if polarity == "-" else ("positive", "negative")
-
-    def listed(name: str) -> list[tuple[str, float]]:
-        ranked = zip(row.get(f"{name}_token_ids") or (), row.get(f"{name}_strengths") or (), strict=True)
-        words = ((spelled.get(token, ""), abs(strength)) for token, strength in ranked)
-        return [(word, strength) for word, strength in words if word and "\ufffd" not in word]
-
-    return {
-        "input": listed(f"input_{same}"),
-        "promoted": listed(f"output_{same}"),
-        "suppressed": listed(f"output_{other}"),
-        "identity": [row["identity"]] if row else [],
-    }
-
-
-def _strongest(row: Mapping[str, Any], words: Mapping[int, str]) -> list[tuple[str, int]]:
-    """The tokens with the largest means on this side of zero, scaled so that the first has 10; none below a half.
-
-    They are the strongest of all that were seen often in documents that are not scored: the table holds twice as many of
-    these. Others stand in it because of a text that may be scored, and are not shown.
-    """
-    if row["means"] is None:
-        return []
-    sign = -1.0 if row["polarity"] == "-" else 1.0
-    means = [
-        (sign * mean, words[token])
-        for token, count, mean in zip(row["token_ids"], row["counts"], row["means"], strict=True)
-        if token in words and count >= SEEN_OFTEN
-    ]
-    return _scaled([(word, mean) for mean, word in sorted(means, key=lambda one: (-one[0], one[1]))[:TOKENS]])
-
-
-def _scaled(ranked: Sequence[tuple[str, float]]) -> list[tuple[str, int]]:
-    """These values, strongest first, as whole numbers of which the first is 10; none below a half."""
-    if not ranked or ranked[0][1] <= 0:
-        return []
-    return [(word, scaled) for word, value in ranked if (scaled := round(10 * value / ranked[0][1])) >= 1]
+def answer(name: str, words: str) -> str:
+    """A reply to the method in the form that is asked for, with as many explanations as are wanted."""
+    if name == pairs.METHOD:
+        return prompts.as_data({"explanation": words})
+    method = METHODS[name]
+    return method.answer(words, *(f"{words}, {place}" for place in range(2, (method.number or 1) + 1)))
 
 
 @cache

@@ -284,6 +284,8 @@ class ScriptedLanguageModel:
             ("explain-highlight-values", "explain-highlight-values.user.txt", self._explained_marked),
             ("explain-highlight-reasoning", "explain-highlight-reasoning.user.txt", self._explained_reasoning),
             ("explain-next-token-pairs", "explain-next-token-pairs.user.txt", self._explained_next),
+            ("explain-hypotheses", "explain-hypotheses.user.txt", self._explained_hypotheses),
+            ("explain-contrastive", "explain-contrastive.user.txt", self._explained_marked),
             ("explain-summary", "explain-summary.user.txt", self._explained_places),
             ("explain-logits", "explain-logits.user.txt", self._explained_marked),
             ("explain-token-space", "explain-token-space.user.txt", self._explained_tokens),
@@ -330,6 +332,16 @@ class ScriptedLanguageModel:
         """The same as from marked text, and why."""
         found = self._explained_marked(question)
         return json.dumps({"reasoning": "It is in the script.", **json.loads(found)}) if found else None
+
+    def _explained_hypotheses(self, question: str) -> str | None:
+        """The same as from marked text, and before it what is right for other neurons."""
+        number, _, marked = question.partition("\n")
+        found = self._explained_marked(marked.partition("\n")[2])
+        if found is None:
+            return None
+        right = json.loads(found)["explanation"]
+        others = dict.fromkeys(neuron.what for neuron in self.planted.neurons if neuron.what != right)
+        return json.dumps({"explanations": [*list(others)[: int(number) - 1], right]})
 
     def _explained_next(self, question: str) -> str | None:
         """The same from active tokens, each with the one after it."""
@@ -408,6 +420,8 @@ def _firing(tokens: Sequence[str], after: str | None, words: Sequence[str]) -> l
 def _in_french(text: str) -> str:
     """What it says of a neuron, in French; the words in quotes stay as they are."""
     said = json.loads(text)
+    if "explanation" not in said:
+        return text
     words = said["explanation"].replace(_AFTER, _AFTER_IN_FRENCH)
     for english, french in (("the words ", "les mots "), ("the word ", "le mot ")):
         words = words.replace(english, french)

@@ -287,16 +287,17 @@ def test_methods_stand_side_by_side_and_one_more_asks_for_itself_alone(folder, t
         words = (*asking(endpoint), "--simulation", "json-many")
         assert folder.type("run", "--neurons", "0:1", *words).exit_code == 0
         asked = endpoint.asked.total()
-        several = (*words, "--methods", ",".join(methods.ASKING))
+        names = [name for name in methods.ASKING if not name.startswith(methods.HYPOTHESES)]
+        several = (*words, "--methods", ",".join(names))
         assert folder.type("run", "--neurons", "0:1", *several).exit_code == 0
         # More explanations; their simulations are asked for once, because they are the same words. What the planted
         # neurons write is nothing, so there is nothing to say of their logits.
-        assert endpoint.asked.total() == asked + len(methods.ASKING) - 2
+        assert endpoint.asked.total() == asked + len(names) - 2
         assert set(endpoint.asked.values()) == {1}
         shown = folder.type("show", "0:1").stdout
         refused = folder.type("run", "--neurons", "0:1", *words, "--methods", "guess")
     rows = folder.table("explanations", layer=0, neurons=[1]).filter(explainer="scripted")
-    assert set(rows["method"]) == set(methods.ASKING)
+    assert set(rows["method"]) == set(names)
     assert rows.filter(pl.col("text").is_null()).select("method", "missing_because").rows() == [
         ("logits", "no_evidence")
     ]
@@ -304,7 +305,7 @@ def test_methods_stand_side_by_side_and_one_more_asks_for_itself_alone(folder, t
     assert rows["text"].n_unique() == 1
     main = folder.table("scores", layer=0, neurons=[1]).filter(scorer="ev_correlation", split="top_and_random")
     of_model = main.join(rows.select("explanation_id"), on="explanation_id", how="semi")
-    assert len(of_model) == len(methods.ASKING) - 1
+    assert len(of_model) == len(names) - 1
     assert of_model["value"].min() > 0.9
     tokens = dict(
         folder.table("language_calls")
@@ -330,6 +331,28 @@ def test_a_plan_counts_every_method(folder, truth):
     # Fewer methods are part of what is there.
     fewer = (*asking(endpoint), "--methods", "highlight", "--simulation", "json-many")
     assert ("explanations", 0) not in folder.not_fresh("--layers", "0", *fewer)
+
+
+def test_each_hypothesis_has_a_row_and_a_score_of_its_own_and_a_plan_counts_them(folder, truth):
+    with Endpoint(truth, counts=True) as endpoint:
+        words = (*asking(endpoint), "--methods", "highlight-reasoning,hypotheses:3", "--simulation", "json-many")
+        words = (*words, "--select", "top:1:variance")
+        plan = planned(folder, "--layers", "0", *words)
+        assert folder.type("run", "--layers", "0", *words).exit_code == 0
+        # Two requests to explain, and two to simulate each of four explanations; two of these turn out to be the same.
+        assert (plan["total"]["to_send"], endpoint.asked.total()) == (2 + 2 * 4, 2 + 2 * 3)
+    rows = folder.table("explanations", layer=0).filter(explainer="scripted")
+    several = rows.filter(method="hypotheses:3")
+    assert several["text"].n_unique() == 3
+    assert several["request_id"].n_unique() == 1
+    # The third is the one that the other method gave.
+    (right,) = rows.filter(method="highlight-reasoning")["text"]
+    scores = folder.table("scores", layer=0).filter(scorer="ev_correlation", split="top_and_random")
+    of_each = several.join(scores.select("explanation_id", "value"), on="explanation_id", how="left")
+    assert len(of_each) == 3
+    (best,) = of_each.filter(text=right)["value"]
+    assert best > 0.9
+    assert all(value is None or value < 0.5 for value in of_each.filter(pl.col("text") != right)["value"])
 
 
 def test_weights_that_are_shown_are_made_before_the_explanations_and_until_then_nothing_is_planned(folder, truth):
