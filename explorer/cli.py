@@ -12,7 +12,7 @@ import shutil
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -27,7 +27,7 @@ from resources.budget import Budget
 from resources.settings import FILE, Settings, load
 
 if TYPE_CHECKING:
-    from assets.freshness import Outside
+    from assets.freshness import Outside, State
     from assets.project import Project
     from assets.run import Outcome
     from pipeline.ports import Lake, SubjectModel
@@ -273,6 +273,26 @@ def ui(port: int, **flags: Any) -> None:
     os.execv(sys.executable, command)  # noqa: S606 (no shell; every word is ours or a number)
 
 
+@main.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=7575, show_default=True, help="0 takes any free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Any other needs NEURONLEDGER_TOKEN.")
+@settings_options
+@reported
+def explore(port: int, host: str, **flags: Any) -> None:
+    """Look at the neurons in a browser: pages of this lake, on this machine only unless you say otherwise."""
+    from assets.definitions import open_lake
+    from explorer.kept import Kept
+    from explorer.server import Explorer, serve
+    from explorer.staleness import Staleness
+
+    settings = load(**flags)
+    lake = open_lake(settings)
+    typed = {name.replace("_", "-"): str(value) for name, value in flags.items() if value is not None}
+    explorer = Explorer(Kept(lake), Staleness(lake, _looking(settings, lake)), typed)
+    serve(explorer, host=host, port=port, token=os.environ.get("NEURONLEDGER_TOKEN") or None, said=lambda address:
+          click.echo(f"{address} shows the lake {settings.lake_uri}; stop it with Ctrl-C", err=True))  # fmt: skip
+
+
 def faults(command: Callable[P, T]) -> Callable[P, T]:
     """A flag for the share of each kind of fault."""
     for kind, words in reversed(KINDS.items()):
@@ -431,6 +451,26 @@ def _outside(settings: Settings, subject: "SubjectModel") -> "Outside":
         weights=subject.fingerprints(),
         checkpoint=subject.weights_hash(),
     )
+
+
+def _looking(settings: Settings, lake: "Lake") -> "Callable[[Sequence[int]], list[State]]":
+    """What finds the states of layers. The subject and the corpus are opened when it is first asked."""
+    from functools import cache
+
+    @cache
+    def opened() -> "tuple[Project, Outside]":
+        from assets.definitions import open_project, open_subject
+
+        subject = open_subject(settings)
+        return open_project(settings, subject), _outside(settings, subject)
+
+    def look(layers: Sequence[int]) -> "list[State]":
+        from assets.freshness import states
+
+        project, outside = opened()
+        return states(lake, project, outside, layers=layers)
+
+    return look
 
 
 def _finished(settings: Settings, flags: Mapping[str, Any]) -> None:

@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +16,12 @@ import click.testing
 import dagster as dg
 import polars as pl
 import pytest
+import uvicorn
 
 from explorer.cli import main
+from explorer.fake_endpoint import FakeEndpoint
 from pipeline.provenance import frame_hash
+from pipeline.scores import scores
 from pipeline.tables import TABLES
 from pipeline.testing import Planted, planted_checkpoint, planted_corpus, planted_gated_checkpoint
 from resources import instance
@@ -145,4 +151,45 @@ def gated(tmp_path_factory) -> Folder:
     planted_gated_checkpoint(home / "subject")
     folder = Folder(home)
     assert folder.type("run").exit_code == 0
+    return folder
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[str]:
+    """An ASGI application on a free port of this machine; its address."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.005)
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="session")
+def served() -> Any:
+    return serving
+
+
+@pytest.fixture(scope="session")
+def told(made, tmp_path_factory) -> Folder:
+    """A made folder in which a language model has explained neuron 1:5, and refused to explain 1:6."""
+    folder = made.copy(tmp_path_factory.mktemp("told"))
+    with serving(FakeEndpoint().app()) as address:
+        folder.type("run", "--neurons", "1:5", "--explainer", "scripted", "--base-url", f"{address}/v1")
+    at = {"layer": 1, "neurons": [6]}
+    refusal = folder.table("explanations", layer=1, neurons=[5]).filter(pl.col("explainer") == "scripted")
+    refusal = refusal.with_columns(
+        pl.lit(6, pl.Int32).alias("neuron"), pl.lit(None, pl.String).alias("text"), pl.lit("refused").alias("missing_because"),
+        pl.lit("0" * 16).alias("explanation_id"),
+    )  # fmt: skip
+    explanations = pl.concat([folder.table("explanations", **at), refusal])
+    found = scores(folder.table("simulations", **at), explanations, seed=0).with_columns(run_id=pl.lit("by hand"))
+    folder.lake.replace("explanations", explanations, **at, record={})
+    folder.lake.replace("scores", found, **at, record={})
     return folder

@@ -1,0 +1,534 @@
+"""What the page of a neuron shows, gathered from the tables: the same mapping is its JSON.
+
+Nothing is rounded, averaged or filled in here: a score is as it stands in `scores`, with its own scorer, split and
+interval, and what is missing is null beside its reason.
+"""
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from explorer.kept import Kept, Window
+from explorer.neuron import HOPS
+from pipeline.errors import LakeError, NeuronLedgerError
+from pipeline.scale import TOP, scale
+from pipeline.scores import SCORERS, SETS
+from pipeline.tables import MISSING, STRATA, TABLES
+from resources.delta import collect
+
+PARTS = (
+    "neuron_statistics", "activations", "token_associations", "connections", "exemplars", "explanations", "simulations",
+    "scores",
+)  # fmt: skip
+WORST = 20
+"""Tokens named where a simulation is furthest from the neuron."""
+AROUND = 5
+"""Tokens shown on each side of one of them."""
+STRONGEST = 24
+"""Tokens shown of a token table."""
+
+
+class NotThereError(NeuronLedgerError):
+    """The lake has no such neuron, layer or text."""
+
+
+def gather(
+    kept: Kept, layer: int, neuron: int, *, explanation: str | None = None, simulator: str | None = None
+) -> dict[str, Any]:
+    """All that is shown of one neuron. `explanation` and `simulator` say which simulation is set beside the neuron.
+
+    Raises:
+        NotThereError: the lake has no such neuron, or the neuron no such explanation.
+    """
+    scans = [kept.lake.scan(table, layer=layer, neurons=[neuron]) for table in PARTS]
+    rows = dict(zip(PARTS, _together(scans), strict=True))
+    if rows["neuron_statistics"].is_empty():
+        raise NotThereError(not_there(kept, layer, neuron))
+    known = kept.layers().filter(pl.col("layer") == layer)
+    windows = kept.windows(
+        [*rows["activations"].get_column("sequence_id"), *rows["exemplars"].get_column("sequence_id")]
+    )
+    calls = _calls(kept, rows)
+    dates = dict(kept.records().filter(pl.col("table") == "explanations").select("run_id", "finished_at").iter_rows())
+    statistics = rows["neuron_statistics"].drop("identity", "run_id", "layer", "neuron").row(0, named=True)
+    polarities = rows["activations"].get_column("polarity").unique().sort().to_list() or ["+"]
+    explanations = _explanations(rows, calls, dates)
+    chosen = _chosen(explanations, explanation)
+    return {
+        "layer": layer,
+        "neuron": neuron,
+        "n_neurons": known.item(0, "n_neurons") if len(known) else None,
+        "subject": known.item(0, "subject") if len(known) else None,
+        "site": known.item(0, "site") if len(known) else None,
+        "fingerprint": known.item(0, "fingerprint") if len(known) else None,
+        "polarities": polarities,
+        "statistics": statistics,
+        "explanations": explanations,
+        "texts": [_texts(rows, windows, statistics, polarity) for polarity in polarities],
+        "compared": None if chosen is None else _compared(rows, windows, chosen, simulator),
+        "tokens": [_tokens(rows["token_associations"], kept.words(), polarity) for polarity in polarities],
+        "connections": _connections(rows["connections"], kept.words()),
+        "calls": calls,
+        "chain": _chain(kept, layer, neuron, rows),
+    }  # fmt: skip
+
+
+def not_there(kept: Kept, layer: int, neuron: int | None = None) -> str:
+    """What the lake has instead, in a sentence."""
+    known = dict(kept.layers().select("layer", "n_neurons").iter_rows())
+    if not known:
+        return "This lake has no neurons yet. `neuronledger run` makes them."
+    if layer not in known:
+        return f"There is no layer {layer} in this lake. It has layers {', '.join(map(str, sorted(known)))}."
+    if neuron is not None and neuron >= known[layer]:
+        return f"There is no neuron {layer}:{neuron}. Layer {layer} has neurons 0 to {known[layer] - 1}."
+    return f"Layer {layer} was not captured yet. `neuronledger run --layers {layer}` does it."
+
+
+def _together(frames: Sequence[pl.LazyFrame]) -> list[pl.DataFrame]:
+    """All of them at once, read in parallel; one after the other if that fails, to say which table is damaged."""
+    try:
+        return [
+            frame.sort(list(TABLES[table].sort or TABLES[table].key))
+            for table, frame in zip(PARTS, pl.collect_all(frames), strict=True)
+        ]
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError):
+        return [_alone(table, frame) for table, frame in zip(PARTS, frames, strict=True)]
+
+
+def _alone(table: str, frame: pl.LazyFrame) -> pl.DataFrame:
+    try:
+        return collect(frame)
+    except LakeError as error:
+        raise LakeError(f"table `{table}`: {error}") from error
+
+
+def _calls(kept: Kept, rows: Mapping[str, pl.DataFrame]) -> dict[str, dict[str, Any]]:
+    """The requests behind this neuron's rows, by id."""
+    asked = set(rows["explanations"].get_column("request_id").drop_nulls())
+    simulations = rows["simulations"].get_column("request_ids").explode(empty_as_null=False, keep_nulls=False)
+    asked |= set(simulations.drop_nulls())
+    if not asked:
+        return {}
+    found = collect(kept.lake.scan("language_calls").filter(pl.col("request_id").is_in(sorted(asked))))
+    return {
+        row["request_id"]: {
+            name: row[name].isoformat(timespec="seconds") if name == "answered_at" else row[name]
+            for name in (
+                "model", "model_served", "endpoint", "request", "reply", "finish_reason", "prompt_tokens", "cached_tokens",
+                "completion_tokens", "cost_usd", "seconds", "attempts", "missing_because", "error", "answered_at", "run_id",
+            )
+        }
+        for row in found.iter_rows(named=True)
+    }  # fmt: skip
+
+
+def _explanations(
+    rows: Mapping[str, pl.DataFrame], calls: Mapping[str, Mapping[str, Any]], dates: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Every explanation with its scores, the best by the main score first, those without one last."""
+    played = dict(
+        rows["simulations"].group_by("explanation_id").agg(pl.col("request_ids").explode().drop_nulls()).iter_rows()
+    )
+    found = []
+    for row in rows["explanations"].iter_rows(named=True):
+        scores = rows["scores"].filter(pl.col("explanation_id") == row["explanation_id"])
+        call = calls.get(row["request_id"] or "", {})
+        made = dates.get(row["run_id"])
+        asked = {row["request_id"], *played.get(row["explanation_id"], [])} - {None}
+        found.append(
+            {
+                **{name: row[name] for name in (
+                    "explanation_id", "polarity", "parent_id", "method", "explainer", "text", "missing_because", "prompt_hash",
+                    "request_id", "exemplar_ids", "identity", "run_id",
+                )},
+                "reason": sentence(row["missing_because"]),
+                "made_at": call.get("answered_at") or (made.isoformat(timespec="seconds") if made else None),
+                "cost": _cost([calls[name] for name in asked if name in calls], asked=len(asked)),
+                "simulators": [_scored(group, name) for (name,), group in scores.group_by("simulator", maintain_order=True)],
+            }
+        )  # fmt: skip
+    return sorted(found, key=lambda one: (main(one) is None, -(main(one) or 0.0)))
+
+
+def _scored(scores: pl.DataFrame, simulator: Any) -> dict[str, Any]:
+    """All scores of one explanation by one simulator: a line for each scorer, a cell for each split."""
+    cells = {(row["scorer"], row["split"]): _cell(row) for row in scores.iter_rows(named=True)}
+    order = {scorer: place for place, scorer in enumerate(SCORERS)}
+    scorers = sorted({scorer for scorer, _ in cells}, key=lambda scorer: (order.get(scorer, len(order)), scorer))
+    splits = sorted(
+        {split for _, split in cells}, key=lambda split: (split not in SETS, split != "top_and_random", split)
+    )
+    return {
+        "simulator": simulator,
+        "splits": splits,
+        "scores": [{"scorer": scorer, "cells": [cells.get((scorer, split)) for split in splits]} for scorer in scorers],
+    }
+
+
+def _cell(row: Mapping[str, Any]) -> dict[str, Any]:
+    value, lookup = row["value"], row["token_lookup"]
+    return {
+        **{name: row[name] for name in (
+            "split", "value", "missing_because", "ci_low", "ci_high", "n_sequences", "n_tokens", "n_failed", "formula_version",
+            "token_lookup", "token_linear", "identity",
+        )},
+        "reason": sentence(row["missing_because"]),
+        "context_gain": None if value is None or lookup is None else value - lookup,
+    }  # fmt: skip
+
+
+def main_cell(explanation: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The score that is meant when nothing else is said: `ev_correlation` on `top_and_random`; the best simulator's."""
+    cells = [
+        cell
+        for simulator in explanation["simulators"]
+        for line in simulator["scores"]
+        if line["scorer"] == "ev_correlation"
+        for cell in line["cells"]
+        if cell is not None and cell["split"] == "top_and_random"
+    ]
+    return max(cells, key=lambda cell: -2.0 if cell["value"] is None else cell["value"], default=None)
+
+
+def main(explanation: Mapping[str, Any]) -> float | None:
+    """The value of `main_cell`."""
+    cell = main_cell(explanation)
+    return None if cell is None else cell["value"]
+
+
+def sentence(reason: str | None) -> str | None:
+    """What a reason of the closed list means."""
+    return None if reason is None else MISSING.get(reason, reason)
+
+
+def _cost(calls: Sequence[Mapping[str, Any]], *, asked: int) -> dict[str, Any] | None:
+    """What an explanation and its simulations took; None where no language model was asked."""
+    if not asked:
+        return None
+    prices = [call["cost_usd"] for call in calls]
+    return {
+        "requests": asked,
+        "prompt_tokens": sum(call["prompt_tokens"] or 0 for call in calls),
+        "completion_tokens": sum(call["completion_tokens"] or 0 for call in calls),
+        "seconds": sum(call["seconds"] for call in calls),
+        "usd": None if None in prices or len(calls) < asked else sum(prices),
+    }
+
+
+def _chosen(explanations: Sequence[dict[str, Any]], wanted: str | None) -> dict[str, Any] | None:
+    if wanted is None:
+        written = [one for one in explanations if one["text"] is not None]
+        # A language model's words before a baseline, whose tokens are shown anyway.
+        return next((one for one in written if one["explainer"] != "none"), written[0] if written else None)
+    found = next((one for one in explanations if one["explanation_id"] == wanted), None)
+    if found is None:
+        raise NotThereError(f"This neuron has no explanation {wanted}.")
+    return found
+
+
+def _texts(
+    rows: Mapping[str, pl.DataFrame], windows: Mapping[str, Window], statistics: Mapping[str, Any], polarity: str
+) -> dict[str, Any]:
+    """The records of one side, by stratum, on one scale: 10 is the strongest activation of this side."""
+    records = rows["activations"].filter(pl.col("polarity") == polarity)
+    sign = -1.0 if polarity == "-" else 1.0
+    most = max(0.0, sign * (statistics["minimum"] if polarity == "-" else statistics["maximum"]))
+    uses: dict[str, set[str]] = {}
+    for name, split in (
+        rows["exemplars"].filter(pl.col("polarity") == polarity).select("sequence_id", "split").iter_rows()
+    ):
+        uses.setdefault(name, set()).add(split)
+    groups, bounds = [], [None, *statistics["quantile_boundaries"], None]
+    for stratum in STRATA:
+        found = [
+            _record(row, windows, sign, most, sorted(uses.get(row["sequence_id"], ())))
+            for row in records.filter(pl.col("stratum") == stratum).iter_rows(named=True)
+        ]
+        if not found:
+            continue
+        place = int(stratum[1:]) if stratum.startswith("q") else None
+        groups.append(
+            {
+                "stratum": stratum,
+                "from": None if place is None else bounds[place],
+                "to": None if place is None else bounds[place + 1],
+                "records": _apart(found),
+            }
+        )
+    return {"polarity": polarity, "maximum": most, "groups": groups}
+
+
+def _record(
+    row: Mapping[str, Any], windows: Mapping[str, Window], sign: float, most: float, used: list[str]
+) -> dict[str, Any]:
+    window = windows.get(row["sequence_id"])
+    values = np.asarray(row["activations"], dtype=np.float64)
+    return {
+        "rank": row["rank"],
+        "sequence_id": row["sequence_id"],
+        "document_id": None if window is None else window.document_id,
+        "offset": None if window is None else window.offset,
+        "peak": row["peak"],
+        "peak_token": row["peak_token"],
+        "used": used,
+        "copies": 1,
+        "tokens": ["\ufffd"] * len(values) if window is None else window.tokens,
+        "token_ids": None if window is None else window.token_ids,
+        "activations": row["activations"],
+        "steps": scale(sign * values, most).tolist(),
+    }
+
+
+def _apart(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records whose texts are the same letter for letter, once, with how many there are."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for record in records:
+        first = found.setdefault(tuple(record["tokens"]), record)
+        if first is not record:
+            first["copies"] += 1
+    return list(found.values())
+
+
+def _compared(
+    rows: Mapping[str, pl.DataFrame], windows: Mapping[str, Window], chosen: Mapping[str, Any], simulator: str | None
+) -> dict[str, Any] | None:
+    """One explanation's simulation beside the neuron, on the scale of the texts shown to the explainer.
+
+    A simulation in units of weights has no place on it, and is brought there by its least-squares line: so only its
+    shape can be compared, and `fitted` says so.
+    """
+    mine = rows["simulations"].filter(pl.col("explanation_id") == chosen["explanation_id"])
+    simulators = mine.get_column("simulator").unique(maintain_order=True).to_list()
+    if simulator not in simulators:
+        if simulator is not None:
+            raise NotThereError(f"The simulator {simulator} did not simulate this explanation.")
+        simulator = simulators[0] if simulators else None
+    mine = mine.filter(pl.col("simulator") == simulator)
+    if mine.is_empty():
+        return None
+    exemplars = {row["exemplar_id"]: row for row in rows["exemplars"].iter_rows(named=True)}
+    maxima = rows["exemplars"].filter(pl.col("polarity") == chosen["polarity"]).get_column("scale_maximum").to_list()
+    most = max(maxima, default=0.0)
+    usable = mine.filter(pl.col("expected").is_not_null())
+    expected, true = (_flat(usable.get_column(name)) for name in ("expected", "true"))
+    line = _line(expected, true)
+    unit = mine.item(0, "scale")
+    records = []
+    for row in sorted(mine.iter_rows(named=True), key=lambda row: (STRATA.index(row["stratum"]), row["rank"])):
+        exemplar = exemplars.get(row["exemplar_id"])
+        window = None if exemplar is None else windows.get(exemplar["sequence_id"])
+        values = None if row["expected"] is None else _in_units(row["expected"], unit, most, line)
+        records.append(
+            {
+                "exemplar_id": row["exemplar_id"],
+                "sequence_id": None if exemplar is None else exemplar["sequence_id"],
+                "document_id": None if window is None else window.document_id,
+                "stratum": row["stratum"],
+                "rank": row["rank"],
+                "tokens": ["\ufffd"] * len(row["true"]) if window is None else window.tokens,
+                "token_ids": None if window is None else window.token_ids,
+                "true": row["true"],
+                "expected": row["expected"],
+                "in_units": None if values is None else values.tolist(),
+                "missing_because": row["missing_because"],
+                "reason": sentence(row["missing_because"]),
+                "true_steps": scale(row["true"], most).tolist(),
+                "steps": None if values is None else scale(values, most).tolist(),
+                "own_steps": None if values is None else scale(values, max(values.max(), 0.0)).tolist(),
+                "difference_steps": None if values is None else _differences(values, row["true"], most),
+                "request_ids": row["request_ids"],
+            }
+        )
+    return {
+        "explanation_id": chosen["explanation_id"],
+        "simulator": simulator,
+        "simulators": simulators,
+        "unit": unit,
+        "fitted": unit == "weight",
+        "scale_maximum": most,
+        "line": line,
+        "records": records,
+        "worst": _worst(records),
+    }
+
+
+def _flat(lists: pl.Series) -> Any:
+    return lists.explode(empty_as_null=False, keep_nulls=False).cast(pl.Float64).to_numpy()
+
+
+def _line(expected: Any, true: Any) -> tuple[float, float] | None:
+    """Intercept and slope of the least-squares line of true on expected activations; None where there is none."""
+    if len(expected) < 2 or float(np.ptp(expected)) == 0.0:
+        return None
+    slope, level = np.polyfit(expected, true, 1)
+    return float(level), float(slope)
+
+
+def _in_units(expected: Sequence[float], unit: str, most: float, line: tuple[float, float] | None) -> Any:
+    """A simulation in units of the neuron."""
+    values = np.asarray(expected, dtype=np.float64)
+    if unit == "scaled":
+        return values * most / TOP
+    if unit == "weight":
+        return np.zeros_like(values) if line is None else line[0] + line[1] * values
+    return values
+
+
+def _differences(values: Any, true: Sequence[float], most: float) -> list[int]:
+    """Simulated minus real, in steps of a tenth of the scale, toward zero, at most 10 either way."""
+    if most <= 0:
+        return [0] * len(true)
+    steps = np.trunc(TOP * (values - np.asarray(true, dtype=np.float64)) / most)
+    found: list[int] = np.clip(steps, -TOP, TOP).astype(int).tolist()
+    return found
+
+
+def _worst(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The tokens where the simulation is furthest from the neuron, the furthest first."""
+    found = [
+        {
+            "record": place,
+            "token": at,
+            "before": record["tokens"][max(0, at - AROUND) : at],
+            "text": record["tokens"][at],
+            "after": record["tokens"][at + 1 : at + 1 + AROUND],
+            "true": true,
+            "simulated": value,
+            "difference": value - true,
+        }
+        for place, record in enumerate(records)
+        if record["in_units"] is not None
+        for at, (true, value) in enumerate(zip(record["true"], record["in_units"], strict=True))
+    ]
+    found.sort(key=lambda one: (-abs(one["difference"]), one["record"], one["token"]))
+    return [one for one in found if one["difference"]][:WORST]
+
+
+def _tokens(associations: pl.DataFrame, words: Mapping[int, str], polarity: str) -> dict[str, Any]:
+    """The strongest tokens of one side: by mean activation where they occur often enough to say so, and by weight."""
+    mine = associations.filter(pl.col("polarity") == polarity)
+    lists = ["token_ids", "counts", "means", "weights"]
+    if mine.is_empty():
+        return {"polarity": polarity, "fallback": None, "by_mean": [], "by_weight": None}
+    weights = mine.item(0, "weights")
+    rows = (
+        mine.select(lists[: 4 if weights is not None else 3])
+        .explode(lists[: 4 if weights is not None else 3])
+        .drop_nulls()
+    )
+    down = polarity == "+"
+
+    def listed(frame: pl.DataFrame, by: str) -> list[dict[str, Any]]:
+        strongest = frame.sort(by, "token_ids", descending=[down, False]).head(STRONGEST)
+        return [
+            {"token_id": row["token_ids"], "text": words.get(row["token_ids"]), "count": row["counts"],
+             "mean": row["means"], "weight": row.get("weights")}
+            for row in strongest.iter_rows(named=True)
+        ]  # fmt: skip
+
+    often = rows.filter(pl.col("counts") >= pl.col("counts").max().clip(1, 5))
+    return {
+        "polarity": polarity,
+        "fallback": mine.item(0, "fallback"),
+        "by_mean": listed(often, "means"),
+        "by_weight": None if weights is None else listed(rows, "weights"),
+    }
+
+
+def _connections(connections: pl.DataFrame, words: Mapping[int, str]) -> dict[str, list[dict[str, Any]] | None] | None:
+    """Tokens and neurons that this one is joined to by the weights, by kind and sign; None if they were not made yet."""
+    if connections.is_empty():
+        return None
+    row = connections.row(0, named=True)
+    found: dict[str, list[dict[str, Any]] | None] = {}
+    for kind in [name.removesuffix("_strengths") for name in row if name.endswith("_strengths")]:
+        strengths = row[f"{kind}_strengths"]
+        if strengths is None:
+            found[kind] = None
+        elif f"{kind}_token_ids" in row:
+            found[kind] = [
+                {"token_id": token, "text": words.get(token), "strength": value}
+                for token, value in zip(row[f"{kind}_token_ids"], strengths, strict=True)
+            ]
+        else:
+            found[kind] = [
+                {"layer": layer, "neuron": neuron, "strength": value}
+                for layer, neuron, value in zip(row[f"{kind}_layers"], row[f"{kind}_neurons"], strengths, strict=True)
+            ]
+    return found
+
+
+def _chain(kept: Kept, layer: int, neuron: int, rows: Mapping[str, pl.DataFrame]) -> list[dict[str, Any]]:
+    """For each hop, the write that this neuron's rows are from: the last finished one of the run that they name."""
+    records = kept.records().filter(
+        (pl.col("status") == "done")
+        & ((pl.col("layer") == layer) | pl.col("layer").is_null())
+        & (pl.col("neurons").is_null() | pl.col("neurons").list.contains(neuron))
+    )
+    chain = []
+    for table in HOPS:
+        of_table = records.filter(pl.col("table") == table)
+        if table in rows and not rows[table].is_empty():
+            runs = rows[table].get_column("run_id").unique()
+            of_table = of_table.filter(pl.col("run_id").is_in(runs.implode()))
+        made = of_table.sort("finished_at").tail(1)
+        if made.is_empty():
+            continue
+        row = made.row(0, named=True)
+        chain.append(
+            {
+                **{name: row[name] for name in ("table", "version", "run_id", "commit_uuid", "content_hash", "step_key", "rows")},
+                "alone": row["neurons"] is not None,
+                "finished_at": row["finished_at"].isoformat(timespec="seconds"),
+                "seconds": (row["finished_at"] - row["started_at"]).total_seconds(),
+                **{name: json.loads(row[name]) for name in ("inputs", "settings", "code", "environment", "usage")},
+            }
+        )  # fmt: skip
+    return chain
+
+
+def text(kept: Kept, layer: int, neuron: int, sequence_id: str) -> dict[str, Any]:
+    """Every token of one text, with its bytes and the neuron's activation.
+
+    Raises:
+        NotThereError: the lake has no such neuron, or keeps no record of it on such a text.
+    """
+    record = collect(
+        kept.lake.scan("activations", layer=layer, neurons=[neuron]).filter(pl.col("sequence_id") == sequence_id)
+    ).sort("stratum", "rank")
+    window = kept.windows([sequence_id]).get(sequence_id)
+    if record.is_empty() or window is None:
+        raise NotThereError(f"The lake keeps no record of neuron {layer}:{neuron} on text {sequence_id}.")
+    numbers = collect(kept.lake.scan("neuron_statistics", layer=layer, neurons=[neuron]))
+    negative = record.item(0, "polarity") == "-"
+    most = max(0.0, -numbers.item(0, "minimum") if negative else numbers.item(0, "maximum"))
+    values = record.item(0, "activations").to_list()
+    steps = scale((-1.0 if negative else 1.0) * np.asarray(values, dtype=np.float64), most).tolist()
+    rows = zip(window.tokens, window.pieces, window.token_ids, values, steps, strict=True)
+    return {
+        "layer": layer, "neuron": neuron, "sequence_id": sequence_id, "document_id": window.document_id,
+        "split": window.split, "offset": window.offset,
+        "tokens": [
+            {"text": token, "bytes": piece.hex(), "token_id": token_id, "activation": value, "step": step}
+            for token, piece, token_id, value, step in rows
+        ],
+    }  # fmt: skip
+
+
+def snippet(uri: str, layer: int, neuron: int) -> str:
+    """Python that reads what the page shows."""
+    return (
+        "import polars as pl\n"
+        f"lake, at = {uri!r}, (pl.col('layer') == {layer}) & (pl.col('neuron') == {neuron})\n"
+        f"tables = {{name: pl.scan_delta(f'{{lake}}/{{name}}').filter(at).collect() for name in {list(PARTS)!r}}}\n"
+    )
+
+
+def command(name: str, flags: Mapping[str, str]) -> str:
+    """A command line that can be pasted into a shell."""
+    return " ".join(["neuronledger", name, *(f"--{flag} {shlex.quote(value)}" for flag, value in flags.items())])

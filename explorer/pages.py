@@ -1,0 +1,186 @@
+"""Pages: from what is shown to HTML. Nothing is read here, and nothing is sent.
+
+Every text is escaped by the templates, after characters that could disturb a reader are made visible: control
+characters, marks that turn the direction of writing, and halves of characters.
+"""
+
+import json
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from typing import Any
+from urllib.parse import urlencode
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from explorer import charts, words
+from explorer.neuron_page import main_cell, sentence
+
+LONGEST_TOKEN = 120
+LONGEST_TEXT = 20_000
+"""Letters shown of a token and of any other text; more is cut, and the page says how much."""
+
+SYMBOLS = {"\n": "↵", "\t": "⇥", "\r": "␍", "\x1b": "␛", "\x00": "␀", "\x7f": "␡"}
+HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+@dataclass(frozen=True)
+class Here:
+    """Where a page stands: its path and state, so that links can change one thing and keep the rest."""
+
+    path: str = "/"
+    query: Mapping[str, str] = field(default_factory=dict)
+    language: str = "en"
+    kept: tuple[str, ...] = ("lang",)
+    """What every link takes along."""
+
+    is_static = False
+
+    def url(self, path: str, **query: Any) -> str:
+        """The address of another page."""
+        kept = {name: self.query[name] for name in self.kept if name in self.query}
+        found = {name: value for name, value in {**kept, **query}.items() if value not in (None, "")}
+        return path + (f"?{urlencode(found)}" if found else "")
+
+    def now(self, **changes: Any) -> str:
+        """The address of this page with some of its state changed; None takes something out."""
+        found = {name: value for name, value in {**self.query, **changes}.items() if value not in (None, "")}
+        return self.path + (f"?{urlencode(found)}" if found else "")
+
+    def asset(self, name: str) -> str:
+        """The address of a file of `static/`."""
+        return f"/static/{name}"
+
+    def as_json(self) -> str:
+        """The address of what this page shows, as JSON."""
+        query = f"?{urlencode(self.query)}" if self.query else ""
+        return f"{self.path.rstrip('/') or '/index'}.json{query}"
+
+
+def visible(text: str | None, *, spaces: bool = False, most: int = LONGEST_TOKEN) -> str:
+    """Text that shows all its characters, at most `most` of them: `↵` for a line break, `·` for what no font shows."""
+    if text is None:
+        return "?"
+    found = text if len(text) <= most else text[:most]
+    if not (found.isascii() and found.isprintable()):
+        found = "".join(SYMBOLS.get(char) or (char if _is_shown(char) else "·") for char in found)
+    if spaces:
+        found = found.replace(" ", "␣")
+    return found if len(text) <= most else f"{found}… ({len(text):,})"
+
+
+def prose(text: str | None) -> str:
+    """Text of several lines: as `visible`, with its line breaks."""
+    return "\n".join(visible(line, most=LONGEST_TEXT) for line in (text or "").split("\n"))
+
+
+@cache
+def _is_shown(char: str) -> bool:
+    return unicodedata.category(char) not in HIDDEN
+
+
+def heat(
+    tokens: Sequence[str], steps: Sequence[int], values: Sequence[float] | None = None, *, spaces: bool = False
+) -> Markup:
+    """Tokens coloured by step: 0 to 10, or -10 to 10 for differences. A coloured one says its value in its title.
+
+    What has step 0 is plain text, for a page holds thousands of tokens; the script tells them apart when asked.
+    """
+    parts = []
+    for place, (token, step) in enumerate(zip(tokens, steps, strict=True)):
+        shown = escape(visible(token, spaces=spaces))
+        if step:
+            title = "" if values is None else f' title="{values[place]:.3g}"'
+            parts.append(f'<span class="{"k" if step > 0 else "n"}{abs(step)}"{title}>{shown}</span>')
+        else:
+            parts.append(shown)
+    return Markup("".join(parts))  # noqa: S704 (each token was escaped)
+
+
+def overlaid(tokens: Sequence[str], real: Sequence[int], simulated: Sequence[int], *, spaces: bool = False) -> Markup:
+    """Tokens with the neuron's step as ground and the simulation's as a line beneath."""
+    parts = []
+    for token, true, said in zip(tokens, real, simulated, strict=True):
+        shown = escape(visible(token, spaces=spaces))
+        parts.append(f'<span class="k{true} u{said}">{shown}</span>' if true or said else shown)
+    return Markup("".join(parts))  # noqa: S704 (each token was escaped)
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """A number to some significant digits, a count in full; a dash for what is missing."""
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
+
+
+def score(value: float | None) -> str:
+    """A score to three decimals; a dash for what is missing."""
+    return "–" if value is None else f"{value:.3f}".replace("-", "−")
+
+
+def signed(value: float | None) -> str:
+    """A difference of scores, with its sign."""
+    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
+
+
+def short(tagged: str | None) -> str:
+    """The first digits of a tagged hash."""
+    return "–" if not tagged else visible(tagged.partition(":")[2][:12] or tagged[:12])
+
+
+def when(moment: str | datetime | None) -> str:
+    """A moment to the minute, UTC."""
+    if moment is None:
+        return "–"
+    return (moment if isinstance(moment, str) else moment.isoformat())[:16].replace("T", " ") + " UTC"
+
+
+def money(usd: float | None) -> str:
+    """US dollars; a dash when the price is not known."""
+    if usd is None:
+        return "–"
+    return f"${usd:,.2f}" if usd >= 1 or not usd else f"${usd:.4f}"
+
+
+def asked(request: str) -> list[tuple[str, str]]:
+    """The role and words of each message of a kept request. What is no request shows as one message, as it stands."""
+    try:
+        found = [(role, content) for role, content in json.loads(request)["messages"]]
+        if all(isinstance(part, str) for message in found for part in message):
+            return found
+    except (ValueError, KeyError, TypeError):
+        pass
+    return [("?", request)]
+
+
+@cache
+def environment() -> Environment:
+    """The templates. A name that a page forgot to give is an error, never an empty place."""
+    found = Environment(
+        loader=PackageLoader("explorer"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {
+        "visible": visible, "prose": prose, "number": number, "score": score, "signed": signed, "short": short, "when": when,
+        "money": money, "reason": sentence, "asked": asked,
+    }  # fmt: skip
+    found.globals |= {
+        "charts": charts,
+        "heat": heat,
+        "overlaid": overlaid,
+        "main_cell": main_cell,
+        "LANGUAGES": words.LANGUAGES,
+    }
+    return found
+
+
+def page(name: str, here: Here, **shown: Any) -> str:
+    """The page made by a template of this name."""
+    template = environment().get_template(f"{name}.html")
+    return template.render(here=here, t=words.speaker(here.language), **shown)

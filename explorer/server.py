@@ -1,0 +1,235 @@
+"""The explorer's server: addresses, what is read for each, and the only socket that a person's browser is answered on.
+
+    /5/131              one neuron
+    /5/131/0123abcd     every token of one of its texts
+    /help               keys and words
+    /static/NAME        style, script
+
+With `.json` behind its path a page is what it shows, as JSON. A GET changes nothing.
+"""
+
+import json
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from explorer import neuron_page
+from explorer.guard import EMBEDDED, Guard, check_address
+from explorer.kept import Kept
+from explorer.neuron_page import NotThereError
+from explorer.pages import Here, page
+from explorer.staleness import Staleness
+from explorer.words import LANGUAGES, preferred
+from pipeline.errors import NeuronLedgerError, SettingsError
+
+STATIC = {"explorer.css": "text/css", "explorer.js": "text/javascript", "icon.svg": "image/svg+xml"}
+LARGEST_INDEX = 2**31 - 1
+DAGSTER = "http://127.0.0.1:3000"
+"""Where `neuronledger ui` is, unless it was told another port."""
+
+
+@dataclass
+class Explorer:
+    """The pages of one lake. `flags` are the settings that were typed, so that commands on pages mean the same lake."""
+
+    kept: Kept
+    staleness: Staleness
+    flags: Mapping[str, str] = field(default_factory=dict)
+
+    def app(self, *, names: Sequence[str] = (), token: str | None = None) -> Guard:
+        """The server as an ASGI application, behind the guard."""
+        routes = [
+            Route("/", self._first),
+            Route("/static/{name}", self._static),
+            *self._both("/help", "help", lambda _: {}),
+            *self._both("/{layer}/{neuron}/{sequence}", "text", self.text),
+            *self._both("/{layer}/{neuron}", "neuron", self.neuron),
+        ]
+        handlers: Mapping[Any, Callable[[Request, Exception], Response]] = {
+            404: self._missing, 405: self._missing, NeuronLedgerError: self._failed, OSError: self._failed,
+        }  # fmt: skip
+        inner = Starlette(
+            routes=routes, middleware=[Middleware(GZipMiddleware, minimum_size=500)], exception_handlers=dict(handlers)
+        )
+        return Guard(inner, names=names, token=token)
+
+    # ---- what each page shows
+
+    def neuron(self, request: Request) -> dict[str, Any]:
+        """One neuron."""
+        layer, neuron = (_index(request.path_params[name]) for name in ("layer", "neuron"))
+        query = request.query_params
+        found = neuron_page.gather(
+            self.kept, layer, neuron, explanation=query.get("x") or None, simulator=query.get("by") or None
+        )
+        return found | {"fresh": asdict(self.staleness.of(layer))} | self._around(found)
+
+    def _around(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        layer, neuron = found["layer"], found["neuron"]
+        known = dict(self.kept.layers().select("layer", "n_neurons").iter_rows())
+        name = f"{layer}:{neuron}"
+        return {
+            "previous": neuron - 1 if neuron else None,
+            "next": neuron + 1 if neuron + 1 < (found["n_neurons"] or 0) else None,
+            "below": layer - 1 if known.get(layer - 1, 0) > neuron else None,
+            "above": layer + 1 if known.get(layer + 1, 0) > neuron else None,
+            "uri": self.kept.lake.uri,
+            "commands": {
+                "recompute": neuron_page.command(f"run --neurons {name}", self.flags),
+                "show": neuron_page.command(f"show {name}", self.flags),
+                "read": neuron_page.snippet(self.kept.lake.uri, layer, neuron),
+            },
+        }
+
+    def text(self, request: Request) -> dict[str, Any]:
+        """Every token of one text of one neuron."""
+        layer, neuron = (_index(request.path_params[name]) for name in ("layer", "neuron"))
+        return neuron_page.text(self.kept, layer, neuron, _hexadecimal(request.path_params["sequence"]))
+
+    # ---- answers
+
+    def _both(self, path: str, template: str, shown: Callable[[Request], dict[str, Any]]) -> list[Route]:
+        """A page, and the same as JSON."""
+
+        def as_json(request: Request) -> Response:
+            return _json(shown(request))
+
+        def as_html(request: Request) -> Response:
+            here, found = self._here(request), shown(request)
+            embedded = request.query_params.get("embed") == "1"
+            dressed = DRESSED[template](here, found) if template in DRESSED else found
+            body = page(template, here, embedded=embedded, dagster=DAGSTER, **dressed)
+            headers = (
+                {"Content-Security-Policy": EMBEDDED, "Cross-Origin-Resource-Policy": "cross-origin"}
+                if embedded
+                else {}
+            )
+            return HTMLResponse(body.encode("utf-8", errors="replace"), headers=headers)
+
+        return [Route(f"{path.rstrip('/') or '/index'}.json", as_json), Route(path, as_html)]
+
+    def _here(self, request: Request) -> Here:
+        asked = request.query_params.get("lang", "")
+        language = asked if asked in LANGUAGES else preferred(request.headers.get("accept-language", ""))
+        return Here(request.url.path, {name: value[:300] for name, value in request.query_params.items()}, language)
+
+    def _first(self, _: Request) -> Response:
+        """To the first neuron that was captured."""
+        known = self.kept.layers().sort("layer")
+        return RedirectResponse(f"/{known.item(0, 'layer') if len(known) else 0}/0", status_code=302)
+
+    def _static(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in STATIC:
+            raise NotThereError(f"There is no file {name}.")
+        return FileResponse(Path(__file__).parent / "static" / name, media_type=STATIC[name])
+
+    def _missing(self, request: Request, error: Exception) -> Response:
+        status = getattr(error, "status_code", 404)
+        return self._sorry(
+            request, status, "There is no such page." if status == 404 else "This address is not asked so."
+        )
+
+    def _failed(self, request: Request, error: Exception) -> Response:
+        return self._sorry(request, 404 if isinstance(error, NotThereError) else 500, str(error))
+
+    def _sorry(self, request: Request, status: int, said: str) -> Response:
+        if request.url.path.endswith(".json"):
+            return _json({"error": said}, status=status)
+        here = self._here(request)
+        title = "Not found" if status in (404, 405) else "This cannot be shown"
+        body = page("error", here, title=title, said=said, embedded=False)
+        return HTMLResponse(body.encode("utf-8", errors="replace"), status_code=status)
+
+
+def _neuron(here: Here, found: dict[str, Any]) -> dict[str, Any]:
+    """What the neuron's template needs besides: points to draw, rows of small tables, words on commands."""
+    from explorer import charts
+    from explorer.words import speaker
+
+    t, compared, statistics = speaker(here.language), found["compared"], found["statistics"]
+    records = [] if compared is None else [one for one in compared["records"] if one["expected"] is not None]
+    edges = charts.edges()
+    filled = [place for place, count in enumerate(statistics["histogram"]) if count]
+    bins = range(filled[0], filled[-1] + 1) if filled else range(0)
+    return found | {
+        "points": [pair for one in records for pair in zip(one["expected"], one["true"], strict=True)],
+        "bins": [(edges[place], edges[place + 1], statistics["histogram"][place]) for place in bins],
+        "quantiles": list(zip(("50 %", "90 %", "99 %", "99.9 %"), statistics["quantile_boundaries"], strict=False)),
+        "commands": [
+            (t("To compute this neuron again, and nothing else"), found["commands"]["recompute"]),
+            (t("The same in a terminal"), found["commands"]["show"]),
+            (t("To read what this page shows, in Python"), found["commands"]["read"]),
+        ],
+    }  # fmt: skip
+
+
+DRESSED: Mapping[str, Callable[[Here, dict[str, Any]], dict[str, Any]]] = {"neuron": _neuron}
+"""What a page adds to what it shows."""
+
+
+def _index(text: str) -> int:
+    """A layer or a neuron in a path.
+
+    Raises:
+        NotThereError: it is no whole number, or none that can be an index.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= LARGEST_INDEX):
+        raise NotThereError(f"{text[:40]!r} is no index of a layer or a neuron; write a whole number, as in /5/131.")
+    return int(text)
+
+
+def _hexadecimal(text: str) -> str:
+    if not (len(text) <= 64 and text.isascii() and text.isalnum()):
+        raise NotThereError(f"{text[:40]!r} is no name of a text.")
+    return text
+
+
+def _json(shown: Any, *, status: int = 200) -> Response:
+    # In ASCII: no character of a text can be taken for anything else, and no half of one fails to be encoded.
+    body = json.dumps(shown, default=str, allow_nan=False)
+    return Response(body, status_code=status, media_type="application/json")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 takes any that is free.
+
+    Raises:
+        SettingsError: the address cannot be used.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        raise SettingsError(
+            f"port {port} of {host} cannot be used ({error.strerror or error}); give another --port"
+        ) from None
+    return listening
+
+
+def serve(explorer: Explorer, *, host: str, port: int, token: str | None, said: Callable[[str], None]) -> None:
+    """Answer until stopped. `said` is told the address.
+
+    Raises:
+        SettingsError: others could reach the address and there is no token, or the address cannot be used.
+    """
+    import uvicorn
+
+    check_address(host, token)
+    with listen(host, port) as listening:
+        name = f"[{host.strip('[]')}]" if ":" in host else host
+        said(f"http://{name}:{listening.getsockname()[1]}")
+        app = explorer.app(names=[name], token=token)
+        config = uvicorn.Config(app, log_level="critical", server_header=False, lifespan="off", access_log=False)
+        uvicorn.Server(config).run(sockets=[listening])
