@@ -3,12 +3,13 @@
 
 PYTHON ?= python3
 
-.PHONY: help demo test ui lint types lock clean
+.PHONY: help demo test faults ui lint types lock clean
 
 help:
 	@echo 'make demo    explain the neurons of a small model, with no key, GPU or network; then see `neuronledger --help`'
 	@echo 'make ui      open the Dagster UI on the same results'
 	@echo 'make test    run the tests'
+	@echo 'make faults  run the full set of fault tests, some minutes'
 	@echo 'make lint    check style and format'
 	@echo 'make types   check types'
 	@echo 'make lock    renew requirements.lock from pyproject.toml'
@@ -25,6 +26,9 @@ ui: .venv/.installed
 # A file of tests goes to one process, since what its tests share is made once for a process.
 test: .venv/.installed
 	.venv/bin/python -m pytest -n auto --dist loadfile
+
+faults: .venv/.installed
+	FAULTS=all .venv/bin/python -m pytest tests/faults
 
 lint: .venv/.installed
 	.venv/bin/ruff format --check

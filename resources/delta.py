@@ -14,6 +14,7 @@ The rules come from measurements on deltalake 1.6 and polars 2.1. Where one surp
 import json
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -53,6 +54,9 @@ PROPERTIES: dict[str, str | None] = {
     "delta.enableExpiredLogCleanup": "false",
     "delta.checkpointInterval": "100",
 }
+
+OFTEN: dict[str, str | None] = {"delta.checkpointInterval": "10"}
+"""On an object store, where opening a table costs two requests for each commit since the last checkpoint."""
 
 SYNTAX = frozenset("%=*?[]\\^|")
 """Characters that may not stand in the address of a lake: Delta decodes or refuses some, polars expands the others."""
@@ -169,7 +173,7 @@ class DeltaLake(Lake):
         if wrong := {letter for letter in text if letter in SYNTAX or not letter.isprintable()}:
             raise LakeError(f"`uri` (={text!r}) must not hold any of {sorted(wrong)}; choose another folder or prefix")
         self.uri = text.rstrip("/")
-        self._opened: dict[str, tuple[_Log, DeltaTable]] = {}
+        self._opened: dict[str, tuple[_Log | str, DeltaTable]] = {}
         self.ledger = None if self._folder is None else Ledger(self._folder)
         """Its line seals each commit; an object store has none."""
 
@@ -392,7 +396,7 @@ class DeltaLake(Lake):
                 return Commit(spec.name, version=version, commit_uuid=commit_uuid, rows=len(rows), ledger_head=head)
             if not isinstance(fault, CommitFailedError):
                 raise LakeError(
-                    f"nothing was written to {part} of {self._at(spec)}: {fault or 'no such commit'}"
+                    f"nothing was written to {part} of {self._at(spec)}: {_said(fault) if fault else 'no such commit'}"
                 ) from fault
         raise LakeError(
             f"nothing was written to {part} of {self._at(spec)}: other writers came first {TRIES} times; "
@@ -436,7 +440,7 @@ class DeltaLake(Lake):
             else:
                 self._make_durable(spec, found.version())
                 self._seal(spec, found.version())
-        raise LakeError(f"the table {self._at(spec)} cannot be made: {fault}") from fault
+        raise LakeError(f"the table {self._at(spec)} cannot be made: {_said(fault)}") from fault
 
     def _create(self, spec: Table) -> DeltaTable:
         return DeltaTable.create(
@@ -446,7 +450,7 @@ class DeltaLake(Lake):
             partition_by=["layer"] if spec.by_layer else None,
             name=spec.name,
             description=spec.doc,
-            configuration=_properties(spec),
+            configuration=_properties(spec) | ({} if self._folder else OFTEN),
         )
 
     def _make_durable(self, spec: Table, version: int) -> None:
@@ -481,20 +485,28 @@ class DeltaLake(Lake):
     def _newest(self, spec: Table) -> DeltaTable | None:
         """The table at its newest version, to read only; None when there is no table.
 
-        To open it takes longer than to read a neuron, so on a local disk the last one is kept until its log is another.
-        It is shared with frames that stay at its version: whoever writes opens one of his own.
+        To open it takes longer than to read a neuron, and on an object store two requests for each commit, so the last
+        one is kept until its log is another. It is shared with frames that stay at its version: whoever writes opens
+        one of his own.
         """
-        if self._folder is None:
-            return self._open(spec)
-        log = self._log(spec)
         known = self._opened.get(spec.name)
-        if known is not None and known[0] == log:
+        log: _Log | str
+        if self._folder is not None:
+            log = self._log(spec)
+            if known is not None and known[0] == log:
+                return known[1]
+        elif known is not None and self._is_newest(spec, *known):
             return known[1]
         found = self._open(spec)
         if found is not None:
             # What was written since the log was read makes it another next time.
-            self._opened[spec.name] = log, found
+            self._opened[spec.name] = log if self._folder else self._commit_text(spec, found.version()) or "", found
         return found
+
+    def _is_newest(self, spec: Table, log: _Log | str, found: DeltaTable) -> bool:
+        """Whether the newest commit of a table on an object store is still the one that it was opened at: two reads."""
+        version = found.version()
+        return self._commit_text(spec, version) == log and self._commit_text(spec, version + 1) is None
 
     def _open(self, spec: Table, *, version: int | None = None) -> DeltaTable | None:
         """The table at a version, the newest if None; None when there is no table."""
@@ -507,10 +519,10 @@ class DeltaLake(Lake):
             if version is None and not self._has_log(spec):
                 return None
             what = "is damaged" if version is None else f"has no version {version}"
-            raise LakeError(f"the table {self._at(spec)} {what}: {error}") from error
+            raise LakeError(f"the table {self._at(spec)} {what}: {_said(error)}") from error
         except BaseException as error:  # noqa: BLE001 - a Rust panic is no Exception
             what = "is damaged or out of reach" if version is None else f"has no version {version}, or is damaged"
-            raise LakeError(f"the table {self._at(spec)} {what}: {error}") from _failure(error)
+            raise LakeError(f"the table {self._at(spec)} {what}: {_said(error)}") from _failure(error)
         stored = {field.name: field.type for field in found.schema().fields}
         declared = {field.name: field.type for field in _delta_schema(spec).fields}
         if stored != declared:
@@ -546,15 +558,27 @@ class DeltaLake(Lake):
 
     def _actions(self, spec: Table, version: int) -> list[dict[str, Any]]:
         """The actions of one commit, from its own file."""
+        name = f"{self._at(spec)}/_delta_log/{version:020}.json"
+        text = self._commit_text(spec, version)
+        if text is None:
+            raise LakeError(f"the commit {name} is not there, though later ones may be; restore it from a copy")
+        try:
+            return [json.loads(line) for line in text.split("\n") if line]
+        except ValueError as error:
+            raise LakeError(f"the commit {name} cannot be read: {error}; restore it from a copy") from error
+
+    def _commit_text(self, spec: Table, version: int) -> str | None:
+        """One commit as it stands in its file; None if there is none."""
         name = f"_delta_log/{version:020}.json"
         try:
             if self._folder is not None:
-                lines = (self._folder / spec.name / name).read_text(encoding="utf-8").split("\n")
-            else:
-                lines = pl.read_lines(f"{self._at(spec)}/{name}", glob=False).get_column("line").to_list()
-            return [json.loads(line) for line in lines if line]
+                return (self._folder / spec.name / name).read_text(encoding="utf-8")
+            lines = pl.read_lines(f"{self._at(spec)}/{name}", glob=False).get_column("line")
+            return "\n".join(lines.to_list())
+        except FileNotFoundError:
+            return None
         except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-            raise LakeError(f"the commit {self._at(spec)}/{name} cannot be read: {error}") from error
+            raise LakeError(f"the commit {self._at(spec)}/{name} cannot be read: {_said(error)}") from error
 
     def _carries(self, spec: Table, version: int, commit_uuid: str) -> bool:
         return any(
@@ -591,7 +615,7 @@ def collect(frame: pl.LazyFrame) -> pl.DataFrame:
         return frame.collect()
     except (pl.exceptions.ComputeError, pl.exceptions.PanicException, OSError) as error:
         raise LakeError(
-            f"a data file of the lake cannot be read: {error}; restore it from a copy; or remove the folder of its table, and "
+            f"a data file of the lake cannot be read: {_said(error)}; restore it from a copy; or remove the folder of its table, and "
             "run again: what is missing is made again"
         ) from error
 
@@ -707,6 +731,12 @@ def _failure(error: BaseException) -> BaseException:
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         raise error
     return error
+
+
+def _said(error: BaseException | None) -> str:
+    """What an error says, on one line: Delta draws the causes below one another, in colours."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    return re.sub(r"\s*[\n\r]\s*(?:↳\s*)?|\s*↳\s*", ": ", plain.strip())
 
 
 def _fsync(path: Path) -> None:

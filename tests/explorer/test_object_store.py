@@ -1,0 +1,52 @@
+"""A whole run with its lake on an object store: the same rows as in a folder, and no credential anywhere."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.provenance import frame_hash
+from pipeline.tables import TABLES
+from resources.delta import DeltaLake
+
+MADE = [name for name in TABLES if name not in ("language_calls", "materializations")]
+
+sys.path.append(str(Path(__file__).parents[1] / "faults"))
+
+from object_store import CREDENTIALS, SECRET, Store  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def reached() -> Iterator[Store]:
+    with Store() as store, store.environment():
+        yield store
+
+
+def test_a_run_on_an_object_store_leaves_the_rows_of_one_in_a_folder_and_no_credential(reached, made, empty, tmp_path):
+    uri = reached.bucket("ledger")
+    folder = empty.copy(tmp_path, on_disk=True)
+
+    run = folder.type("run", "--layers", "1", "--lake", uri)
+
+    assert run.exit_code == 0, run.output
+    on_store, in_folder = DeltaLake(uri), made.lake
+    for name in MADE:
+        layer = 1 if TABLES[name].by_layer else None
+        here, there = (lake.read(name, layer=layer).drop("run_id") for lake in (in_folder, on_store))
+        assert len(here)
+        assert frame_hash(here, key=TABLES[name].key) == frame_hash(there, key=TABLES[name].key), name
+    assert not (folder.home / "lake").exists()
+
+    written = reached.everything() + b"".join(path.read_bytes() for path in folder.home.rglob("*") if path.is_file())
+    assert b"commit_uuid" in written
+    assert SECRET.encode() not in written
+    assert CREDENTIALS["AWS_ACCESS_KEY_ID"].encode() not in written
+
+
+def test_a_bucket_that_is_not_there_is_one_line(reached, empty, tmp_path):
+    result = empty.copy(tmp_path).type("run", "--lake", "s3://nowhere/lake")
+    assert result.exit_code == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error:")]
+    assert "s3://nowhere/lake/subject_layers" in line
+    assert "NoSuchBucket" in line
