@@ -529,8 +529,9 @@ def test_a_write_is_forced_to_the_disk_before_it_counts(lake: DeltaLake, monkeyp
     monkeypatch.setattr(delta.os, "fsync", note)
     lake.replace("scores", scores(3, {0: 1.0, 1: 2.0}), layer=3, record={})
     folder, log = Path(lake.uri) / "scores", log_of(lake, "scores")
-    files = {path for path in folder.rglob("*") if path.is_file()}
-    assert forced == files | {folder, folder / "layer=3", log, folder.parent, folder.parent.parent}
+    ledger = folder.parent / "_ledger"
+    files = {path for path in (*folder.rglob("*"), *ledger.rglob("*.jsonl")) if path.is_file()}
+    assert forced == files | {folder, folder / "layer=3", log, ledger, folder.parent, folder.parent.parent}
 
 
 def test_a_write_that_the_disk_does_not_take_is_no_success(lake: DeltaLake, monkeypatch: pytest.MonkeyPatch) -> None:
