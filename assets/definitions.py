@@ -19,9 +19,10 @@ from assets import (
 )
 from assets import subject_layers as layers
 from assets.project import Choices, Project
-from pipeline import languages, methods, selection
+from pipeline import human, languages, methods, selection
+from pipeline.errors import SettingsError
 from pipeline.ports import Corpus, Lake, LanguageModel, Partials, Progress, SubjectModel
-from resources import code
+from resources import code, people
 from resources.budget import Budget
 from resources.corpus import open_corpus
 from resources.delta import DeltaLake
@@ -88,9 +89,21 @@ def build(
 
 
 def open_project(settings: Settings, subject: SubjectModel) -> Project:
-    """The project of these settings: the subject's shape, and the choices that results depend on."""
+    """The project of these settings: the subject's shape, and the choices that results depend on.
+
+    Raises:
+        SettingsError: a choice cannot be made of this subject, or there is no one to simulate what people wrote.
+    """
+    sites = subject.layers()
+    n_neurons = tuple(site.n_neurons for site in sites)
+    written = people.statements(settings.human_file) if settings.human_file else ()
+    human.fit(written, n_neurons=n_neurons, signed=[site.signed for site in sites])
+    if written and not (settings.simulator or settings.explainer):
+        raise SettingsError(
+            "--human-explanations needs a language model that simulates them; name one with --simulator"
+        )
     return Project(
-        n_neurons=tuple(site.n_neurons for site in subject.layers()),
+        n_neurons=n_neurons,
         choices=Choices(
             windows=settings.windows,
             length=min(settings.length, subject.max_tokens()),
@@ -100,6 +113,7 @@ def open_project(settings: Settings, subject: SubjectModel) -> Project:
             methods=methods.parse(settings.methods),
             language=languages.parse(settings.language),
             simulation=settings.simulation,
+            human=written,
             select=selection.parse(settings.select),
         ),
         code=code.code(),

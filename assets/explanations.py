@@ -11,7 +11,7 @@ from assets.project import Project, parse_key
 from assets.spec import checks, described
 from assets.step import Step, Written
 from pipeline import explanations as written_by_model
-from pipeline import methods, token_activation_pairs
+from pipeline import human, methods, token_activation_pairs
 from pipeline.baselines import METHODS
 from pipeline.baselines import explanations as baseline_rows
 from pipeline.checks import check
@@ -44,6 +44,9 @@ def settings(project: Project) -> dict[str, Any]:
             chosen["language"] = project.choices.language
         if project.choices.select != Selection():
             chosen["select"] = asdict(project.choices.select)
+    if project.choices.human:
+        chosen["methods"] = [*chosen["methods"], human.METHOD]
+        chosen[human.METHOD] = human.fingerprint(project.choices.human)
     return chosen
 
 
@@ -117,6 +120,11 @@ def questions(
     return written_by_model.requests(asked_about, exemplars, texts, model=model, seed=seed, **more), more
 
 
+def together(rows: pl.DataFrame, others: pl.DataFrame) -> pl.DataFrame:
+    """Rows of two origins; the order of columns is whoever made them's."""
+    return pl.concat([rows, others.select(rows.columns)])
+
+
 def make(
     context: dg.AssetExecutionContext,
     lake: Lake,
@@ -143,7 +151,8 @@ def make(
             # A neuron alone has no others beside it but those that were explained before.
             others = said if neuron is None else lake.read("explanations", layer=layer)
             said = with_controls(project, said, others.filter(pl.col("explainer") == model), asked_about)
-            rows = pl.concat([rows.select(sorted(rows.columns)), said.select(sorted(rows.columns))])
+            rows = together(rows, said)
+        rows = together(rows, human.explanations(project.choices.human, layer=layer, neuron=neuron))
         written = step.write(rows, usage=usage)
     numbers: dict[str, Any] = {"neurons/explained": written.rows.drop_nulls("text").get_column("neuron").n_unique()}
     reasons = written.rows.drop_nulls("missing_because").group_by("missing_because").len().sort("missing_because")

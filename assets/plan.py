@@ -15,7 +15,7 @@ import polars as pl
 from assets import explanations
 from assets.project import Project
 from pipeline import explanations as written_by_model
-from pipeline import methods
+from pipeline import human, methods
 from pipeline import simulations as played_by_model
 from pipeline.ports import Lake, QuotingLanguageModel, Reply, Request
 from pipeline.tables import TABLES
@@ -79,9 +79,10 @@ def planned(
             name: lake.read(name, layer=layer if TABLES[name].by_layer else None)
             for name in explanations.inputs(project)
         }
-        written = inputs["exemplars"].clear()
+        written = human.explanations(project.choices.human, layer=layer)
         if (model := project.choices.explainer) is not None:
-            stage, written = _explained(project, language, inputs, _sizes(lake, model), layer=layer, model=model)
+            stage, said = _explained(project, language, inputs, _sizes(lake, model), layer=layer, model=model)
+            written = explanations.together(written, said)
             yield stage
         if (model := project.choices.simulator) is not None and not written.is_empty():
             texts, choices = display(inputs["sequences"]), project.choices

@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 
 from pipeline import token_activation_pairs
+from pipeline.human import Statement
 from pipeline.languages import ENGLISH
 from pipeline.selection import Selection
 from pipeline.simulations import Way
@@ -34,6 +35,8 @@ class Choices:
     """The language of the explanations; see `pipeline.languages`."""
     simulation: Way = "json"
     """How it is asked; see `pipeline.simulations`."""
+    human: tuple[Statement, ...] = ()
+    """Explanations that people wrote."""
     select: Selection = field(default_factory=Selection)
     """The neurons of each layer that language models are asked about."""
 

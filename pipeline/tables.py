@@ -388,7 +388,8 @@ explanations = Table(
         "parent_id": Column(pl.String, "the explanation that this one is made from", nullable=True),
         "method": Column(pl.String, "how it was made: `token-lookup`, `token-linear`, or a name of `pipeline.methods`"),
         "explainer": Column(
-            pl.String, "who wrote it: a language model, `nobody` (the control `empty`), or `none` (baselines)"
+            pl.String,
+            "who wrote it: a language model, the author (`human`), `nobody` (the control `empty`), or `none` (baselines)",
         ),
         "text": Column(pl.String, "the explanation", nullable=True),
         "missing_because": MISSING_BECAUSE,

@@ -66,11 +66,14 @@ class Settings(BaseSettings):
     prices: str | None = Field(
         None, description="TOML file with prices of language models, before those in the package"
     )
+    human_explanations: str | None = Field(
+        None, description="CSV or JSONL file of explanations by people: neuron, explanation, author"
+    )
     lake: str | None = Field(
         None, description="folder or object-store prefix of the tables; `lake/<subject>` (and the site) by default"
     )
 
-    @field_validator("revision", "explainer", "simulator", "prices", "lake", mode="before")
+    @field_validator("revision", "explainer", "simulator", "prices", "human_explanations", "lake", mode="before")
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         """An empty text is no choice, so that a flag can take back what the file says."""
@@ -101,6 +104,12 @@ class Settings(BaseSettings):
     def price_file(self) -> Path | None:
         """The user's own prices."""
         return None if self.prices is None else (home() / _expanded(self.prices)).resolve()
+
+    @property
+    def human_file(self) -> Path | None:
+        """The explanations that people wrote."""
+        chosen = self.human_explanations
+        return None if chosen is None else (home() / _expanded(chosen)).resolve()
 
     @property
     def instance(self) -> Path:

@@ -355,6 +355,36 @@ def test_each_hypothesis_has_a_row_and_a_score_of_its_own_and_a_plan_counts_them
     assert all(value is None or value < 0.5 for value in of_each.filter(pl.col("text") != right)["value"])
 
 
+def test_what_people_wrote_is_simulated_and_scored_without_an_explainer(folder, truth):
+    (folder.home / "people.csv").write_text(
+        'neuron,explanation,author\n0:1,"the words ""cat"", ""dog"", ""horse"", ""sheep"", ""mouse""",Ada\n0:0,the words,Bob\n'
+    )
+    with Endpoint(truth, counts=True) as endpoint:
+        words = ("--simulator", "scripted", *asking(endpoint)[2:], "--human-explanations", "people.csv")
+        plan = planned(folder, "--layers", "0", *words)
+        result = folder.type("run", "--layers", "0", *words)
+        assert result.exit_code == 0, result.stderr
+        # Ten texts for each of the two, or fewer where one is among the strongest and was drawn too.
+        asked = endpoint.asked.total()
+        assert plan["total"]["to_send"] == asked
+        assert 15 < asked <= 20
+        assert folder.not_fresh("--layers", "0", *words) == {}
+        before = folder.table("explanations", layer=0, neurons=[1]).drop("run_id")
+        assert folder.type("run", "--neurons", "0:1", *words).exit_code == 0
+        assert endpoint.asked.total() == asked
+        shown = folder.type("show", "0:1").stdout
+        alone = folder.type("run", "--layers", "0", "--human-explanations", "people.csv")
+    assert folder.table("explanations", layer=0, neurons=[1]).drop("run_id").equals(before)
+    rows = folder.table("explanations", layer=0).filter(method="human")
+    assert rows.select("neuron", "explainer").rows() == [(0, "Bob"), (1, "Ada")]
+    scores = folder.table("scores", layer=0).filter(method="human", scorer="ev_correlation", split="top_and_random")
+    assert scores.filter(neuron=1)["value"].item() > 0.9
+    assert scores.filter(neuron=0).select("value", "missing_because").rows() == [(None, "constant_simulation")]
+    assert "human by Ada" in shown
+    assert (alone.exit_code, alone.stdout) == (2, "")
+    assert "--human-explanations needs a language model that simulates them; name one with --simulator" in alone.stderr
+
+
 def test_weights_that_are_shown_are_made_before_the_explanations_and_until_then_nothing_is_planned(folder, truth):
     shutil.rmtree(folder.home / "lake" / "subject" / "connections")
     with Endpoint(truth, counts=True) as endpoint:
