@@ -550,4 +550,5 @@ def screen() -> Console:
 
 
 # The commands of other files, which take from this one what all commands share.
-import explorer.auditing  # noqa: E402, F401
+import explorer.auditing  # noqa: E402
+import explorer.exchange  # noqa: E402, F401
