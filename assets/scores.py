@@ -10,16 +10,22 @@ from assets.project import Project, parse_key
 from assets.spec import checks, described
 from assets.step import Step, Written
 from pipeline.checks import check
+from pipeline.permutation import PERMUTATIONS
 from pipeline.ports import Lake
-from pipeline.scores import FORMULA_VERSION, RESAMPLES
+from pipeline.scores import COVERAGE_LIMIT, FORMULA_VERSION, RESAMPLES
 from pipeline.scores import scores as scored
 
-CODE_VERSION = f"2.{FORMULA_VERSION}"
+CODE_VERSION = f"3.{FORMULA_VERSION}"
 
 
 def settings(project: Project) -> dict[str, Any]:
     """The choices that these rows depend on."""
-    return {"seed": project.choices.seed, "resamples": RESAMPLES}
+    return {
+        "seed": project.choices.seed,
+        "resamples": RESAMPLES,
+        "permutations": PERMUTATIONS,
+        "coverage_limit": COVERAGE_LIMIT,
+    }
 
 
 def make(

@@ -1,4 +1,4 @@
-"""Scores: how well a simulation predicts the neuron, by eight formulas on two sets of sequences.
+"""Scores: how well a simulation predicts the neuron, by eleven formulas on two sets of sequences.
 
 With true activations y and expected activations s at all tokens of the scored sequences, taken together:
 
@@ -9,6 +9,8 @@ With true activations y and expected activations s at all tokens of the scored s
     rank_correlation         Pearson correlation of the ranks of s and y, equal ones sharing theirs (Spearman)
     linear_rsquared, linear_absolute_dev_explained, linear_explained_variance
                              the same three with a + b s in place of s
+    percentile_rsquared, percentile_absolute_dev_explained, percentile_explained_variance
+                             the same three with what has the rank of s among true activations in place of s
 
 Bills et al. 2023, "Scoring explanations", and its code `explanations/scoring.py`. Activations are raw: not scaled,
 and negative ones kept. The last three only mean something when s is in the units of y (`simulations.scale` is
@@ -17,8 +19,12 @@ ones bring any simulation to the neuron's units: a and b are the least-squares l
 set, never the one that is scored by it, so that nothing is fitted to what it is measured on. (The paper fits its
 calibration on the simulated text itself, with a quarter of it held out; with ten sequences that is two or three.)
 
-Tokens of one sequence are not independent, so the interval resamples whole sequences (cluster bootstrap). Ranks and
-lines are not found anew in a resample.
+The `percentile_` ones do so by rank, with no line assumed (`pipeline.percentiles`).
+
+Tokens of one sequence are not independent, so the interval resamples whole sequences (cluster bootstrap). Ranks,
+lines and percentiles are not found anew in a resample. The two correlations have a p-value (`pipeline.permutation`);
+what the others would say of chance depends on units. A score of simulations that leave out half the tokens of the set
+or more is null.
 """
 
 from dataclasses import dataclass
@@ -27,14 +33,20 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pipeline.percentiles import on_percentiles
+from pipeline.permutation import p_values
 from pipeline.provenance import content_hash, identities
 
 RAW = ("ev_correlation", "rsquared", "absolute_dev_explained", "explained_variance")
 LINEAR = ("linear_rsquared", "linear_absolute_dev_explained", "linear_explained_variance")
-SCORERS = (*RAW, "rank_correlation", *LINEAR)
+PERCENTILE = ("percentile_rsquared", "percentile_absolute_dev_explained", "percentile_explained_variance")
+CORRELATIONS = ("ev_correlation", "rank_correlation")
+SCORERS = (*RAW, "rank_correlation", *LINEAR, *PERCENTILE)
 FORMULA_VERSION = 1
 SETS = {"top_and_random": ("top", "random"), "random_only": ("random",)}
 RESAMPLES = 500
+COVERAGE_LIMIT = 0.5
+"""Least share of a set's tokens with a usable prediction, below which a score would say more of the failures."""
 
 
 def scores(simulations: pl.DataFrame, explanations: pl.DataFrame, *, seed: int) -> pl.DataFrame:
@@ -78,6 +90,7 @@ def _missing(explanations: pl.DataFrame) -> pl.DataFrame:
         pl.lit("none").alias("simulator"), "scorer", "split",
         pl.lit(None, pl.Float64).alias("value"), "missing_because",
         pl.lit(None, pl.Float64).alias("ci_low"), pl.lit(None, pl.Float64).alias("ci_high"),
+        pl.lit(None, pl.Float64).alias("p_value"),
         pl.lit(0, pl.Int32).alias("n_sequences"), pl.lit(0, pl.Int64).alias("n_tokens"), pl.lit(0, pl.Int32).alias("n_failed"),
         pl.Series("identity", identities("score", made_from, formula_version=FORMULA_VERSION), dtype=pl.String),
     )  # fmt: skip
@@ -93,14 +106,29 @@ def _scored(rows: pl.DataFrame, split: str, *, seed: int) -> pl.DataFrame:
         pl.col("expected").list.len().sum().cast(pl.Int64).alias("n_tokens"),
         pl.col("identity").str.join("\n").alias("simulations"),
         pl.col("missing_because").drop_nulls().mode().sort().first().alias("failure"),
+        ((pl.col("coverage") * pl.col("true").list.len()).sum() / pl.col("true").list.len().sum()).alias("coverage"),
     )
     usable = rows.filter(pl.col("expected").is_not_null())
     n_sequences = groups.get_column("n_sequences").to_numpy()
     tokens = _Tokens.of(usable, n_sequences)
     raw = _moments(tokens, tokens.y, tokens.s)
-    ranks = _moments(tokens, tokens.ranks(tokens.y), tokens.ranks(tokens.s))
-    found = (raw, ranks, _moments(tokens, tokens.y, _on_lines(tokens, raw)))
-    columns = (range(4), range(1), range(1, 4))
+    ranked = tokens.ranks(tokens.y), tokens.ranks(tokens.s)
+    shape = tokens.lengths, n_sequences
+    matched = on_percentiles(tokens.y, tokens.s, *shape)
+    found = (
+        raw,
+        _moments(tokens, *ranked),
+        _moments(tokens, tokens.y, _on_lines(tokens, raw)),
+        _moments(tokens, tokens.y, np.where(np.isnan(matched), tokens.s, matched)),
+    )
+    columns = (range(4), range(1), range(1, 4), range(1, 4))
+    chance = dict(
+        zip(
+            CORRELATIONS,
+            (p_values(y, s, *shape, seed=seed) for y, s in ((tokens.y, tokens.s), ranked)),
+            strict=True,
+        )
+    )
     point, low, high = (
         np.concatenate([values[:, some] for values, some in zip(parts, columns, strict=True)], axis=1)
         for parts in zip(
@@ -114,13 +142,14 @@ def _scored(rows: pl.DataFrame, split: str, *, seed: int) -> pl.DataFrame:
     for index, scorer in enumerate(SCORERS):
         value = point[:, index]
         reason = np.full(len(groups), None, dtype=object)
-        if scorer in ("ev_correlation", "rank_correlation"):
+        if scorer in CORRELATIONS:
             reason[constant_expected] = "constant_simulation"
-        if scorer in ("ev_correlation", "rank_correlation", "explained_variance", "linear_explained_variance"):
+        if scorer in CORRELATIONS or scorer.endswith("explained_variance"):
             reason[constant_true] = "constant_activation"
-        if scorer in LINEAR:
+        if scorer in (*LINEAR, *PERCENTILE):
             reason[n_sequences == 1] = "too_few_sequences"
         reason[(reason == None) & ~np.isfinite(value)] = "constant_activation"  # noqa: E711 (elementwise)
+        reason[groups.get_column("coverage").to_numpy() < COVERAGE_LIMIT] = "low_coverage"
         nothing = n_sequences == 0
         reason[nothing] = groups.get_column("failure").fill_null("no_simulation").to_numpy()[nothing]
         reasons = pl.Series("missing_because", reason.tolist(), dtype=pl.String)
@@ -129,15 +158,17 @@ def _scored(rows: pl.DataFrame, split: str, *, seed: int) -> pl.DataFrame:
             *at, pl.lit(scorer).alias("scorer"), pl.lit(split).alias("split"),
             pl.Series("value", value), reasons,
             pl.Series("ci_low", low[:, index]), pl.Series("ci_high", high[:, index]),
+            pl.Series("p_value", chance.get(scorer, np.full(len(groups), np.nan))),
             "n_sequences", "n_tokens", "n_failed",
         ).with_columns(
-            pl.when(known).then(pl.col(name)).fill_nan(None).alias(name) for name in ("value", "ci_low", "ci_high")
+            pl.when(known).then(pl.col(name)).fill_nan(None).alias(name)
+            for name in ("value", "ci_low", "ci_high", "p_value")
         )  # fmt: skip
         made_from = frame.select("scorer", "split").with_columns(pl.Series("simulations", hashes, dtype=pl.String))
         made = identities("score", made_from, formula_version=FORMULA_VERSION, seed=seed, resamples=RESAMPLES)
         frames.append(frame.with_columns(pl.Series("identity", made, dtype=pl.String)))
     return pl.concat(frames).select(
-        *at[:5], "simulator", "scorer", "split", "value", "missing_because", "ci_low", "ci_high",
+        *at[:5], "simulator", "scorer", "split", "value", "missing_because", "ci_low", "ci_high", "p_value",
         "n_sequences", "n_tokens", "n_failed", "identity",
     )  # fmt: skip
 

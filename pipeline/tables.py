@@ -28,6 +28,7 @@ MISSING = {
     "constant_simulation": "the simulation is the same at every token, so no correlation is defined",
     "constant_activation": "the true activations are the same at every token, so no correlation is defined",
     "no_simulation": "no sequence of the split was simulated",
+    "low_coverage": "too few tokens of the set have a usable prediction",
     "too_few_sequences": "there is no other sequence to find the neuron's units by",
     "refused": "the language model declined to answer",
     "filtered": "the provider's content filter withheld the answer",
@@ -50,6 +51,8 @@ class Column:
     type: Type
     doc: str
     nullable: bool = False
+    added: bool = False
+    """Declared after lakes were made without it: their rows have null there, and the next write adds it. Nullable."""
 
 
 @dataclass(frozen=True)
@@ -458,6 +461,12 @@ scores = Table(
         "missing_because": MISSING_BECAUSE,
         "ci_low": Column(pl.Float64, "2.5th percentile of a cluster bootstrap by sequence", nullable=True),
         "ci_high": Column(pl.Float64, "97.5th percentile of the same", nullable=True),
+        "p_value": Column(
+            pl.Float64,
+            "share of permutations of whole sequences that score as much, one-sided; null for scorers without one",
+            nullable=True,
+            added=True,
+        ),
         "n_sequences": Column(pl.Int32, "sequences scored"),
         "n_tokens": Column(pl.Int64, "tokens scored"),
         "n_failed": Column(pl.Int32, "sequences of the split whose simulation is missing"),

@@ -193,7 +193,10 @@ class DeltaLake(Lake):
         found = self._newest(spec) if version is None else self._open(spec, version=version)
         if found is None:
             return spec.empty().lazy()
-        return pl.scan_delta(found).filter(part.expression).select(list(spec.columns))
+        rows = pl.scan_delta(found)
+        if absent := _absent(spec, found):
+            rows = rows.with_columns(pl.lit(None, spec.columns[name].type).alias(name) for name in absent)
+        return rows.filter(part.expression).select(list(spec.columns))
 
     def read(
         self, table: str, *, layer: int | None = None, neurons: Sequence[int] | None = None, version: int | None = None
@@ -425,13 +428,21 @@ class DeltaLake(Lake):
         for pause in _pauses():
             time.sleep(pause)
             found = self._open(spec)
-            if found is not None and not (missing := _missing_constraints(spec, found)):
+            absent = [] if found is None else _absent(spec, found)
+            if found is not None and not absent and not (missing := _missing_constraints(spec, found)):
                 return found
             if fault is not None and not isinstance(fault, CommitFailedError):
                 break
             try:
                 if found is None:
                     found = self._create(spec)
+                elif absent:
+                    # The rule about numbers is of the columns that there were; without it, it is made anew below.
+                    if "finite" not in _missing_constraints(spec, found):
+                        found.alter.drop_constraint("finite")
+                        self._make_durable(spec, found.version())
+                        self._seal(spec, found.version())
+                    found.alter.add_columns([field for field in _delta_schema(spec).fields if field.name in absent])
                 elif missing:
                     found.alter.add_constraint(missing)
             except BaseException as error:  # noqa: BLE001 - a Rust panic is no Exception
@@ -525,7 +536,7 @@ class DeltaLake(Lake):
             raise LakeError(f"the table {self._at(spec)} {what}: {_said(error)}") from _failure(error)
         stored = {field.name: field.type for field in found.schema().fields}
         declared = {field.name: field.type for field in _delta_schema(spec).fields}
-        if stored != declared:
+        if stored != {name: kind for name, kind in declared.items() if name not in _absent(spec, found)}:
             other = sorted(name for name in stored.keys() | declared.keys() if stored.get(name) != declared.get(name))
             raise LakeError(
                 f"the table {self._at(spec)} differs from what this version of neuronledger declares in {other}; "
@@ -700,6 +711,12 @@ def _delta_type(kind: Type) -> PrimitiveType | ArrayType:
 def rules(spec: Table) -> dict[str, str | None]:
     """Properties and constraints that a table must have."""
     return PROPERTIES | {f"delta.constraints.{name}": rule for name, rule in _constraints(spec).items()}
+
+
+def _absent(spec: Table, found: DeltaTable) -> list[str]:
+    """Columns that were declared after this table was made; its rows have nothing there."""
+    later = [name for name, column in spec.columns.items() if column.added]
+    return sorted(set(later) - {field.name for field in found.schema().fields}) if later else []
 
 
 def _constraints(spec: Table) -> dict[str, str]:

@@ -8,7 +8,7 @@ import sklearn.metrics
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipeline.scores import LINEAR, RAW, RESAMPLES, SCORERS, SETS, scores
+from pipeline.scores import CORRELATIONS, COVERAGE_LIMIT, LINEAR, PERCENTILE, RAW, RESAMPLES, SCORERS, SETS, scores
 from pipeline.tables import TABLES
 
 SEEDS = st.integers(0, 2**31)
@@ -122,7 +122,8 @@ def test_the_four_scores_are_those_of_numpy_and_of_openai_over_all_tokens_togeth
 
 def test_a_perfect_simulation_scores_one_everywhere_with_an_interval_of_one():
     found = [(stratum, true, true) for stratum, true, _ in records(np.random.default_rng(1))]
-    frame = scored(simulated("e", *found))
+    # By rank among the other sequences, the largest value of all is unknown.
+    frame = scored(simulated("e", *found)).filter(~pl.col("scorer").is_in(PERCENTILE))
     for column in ("value", "ci_low", "ci_high"):
         assert all(value == pytest.approx(1, abs=1e-12) for value in frame[column])
 
@@ -321,7 +322,7 @@ def test_another_seed_moves_the_interval_and_not_the_value():
 
 CONSTANT_SIMULATION = dict.fromkeys(("ev_correlation", "rank_correlation"), "constant_simulation")
 CONSTANT_ACTIVATION = dict.fromkeys(
-    ("ev_correlation", "rank_correlation", "explained_variance", "linear_explained_variance"), "constant_activation"
+    (*CORRELATIONS, *(scorer for scorer in SCORERS if scorer.endswith("explained_variance"))), "constant_activation"
 )
 
 
@@ -405,10 +406,35 @@ def test_where_every_sequence_failed_the_commonest_reason_is_told():
 
 def test_one_sequence_has_a_value_and_no_interval():
     frame = scored(simulated("e", ("random", [1, 2, 4], [1, 2, 3])))
-    alone = frame.filter(pl.col("scorer").is_in(LINEAR))
+    alone = frame.filter(pl.col("scorer").is_in([*LINEAR, *PERCENTILE]))
     assert set(alone["missing_because"]) == {"too_few_sequences"}
     assert frame["value"].null_count() == alone["value"].null_count() == len(alone)
-    assert frame["ci_low"].null_count() == frame["ci_high"].null_count() == len(frame)
+    assert frame["ci_low"].null_count() == frame["ci_high"].null_count() == frame["p_value"].null_count() == len(frame)
+
+
+@pytest.mark.parametrize(("failed", "reason"), [(5, None), (6, "low_coverage"), (10, "refused")])
+def test_a_score_of_less_than_half_of_the_tokens_is_none(failed, reason):
+    found = records(np.random.default_rng(2), 0, 10, shortest=6, longest=6)
+    rows = simulated("e", *((name, y, "refused" if place < failed else s) for place, (name, y, s) in enumerate(found)))
+    frame = scored(rows).filter(split="random_only")
+    assert COVERAGE_LIMIT == 0.5
+    assert set(frame["missing_because"]) == {reason}
+    assert set(frame["n_failed"]) == {failed}
+
+
+def test_only_correlations_have_a_p_value():
+    frame = scored(simulated("e", *records(np.random.default_rng(0), shortest=6, longest=6)))
+    assert set(frame.drop_nulls("p_value")["scorer"]) == set(CORRELATIONS)
+    assert frame["p_value"].drop_nulls().is_between(0.001, 1).all()
+
+
+def test_the_rank_correlation_has_the_p_value_of_ranks():
+    draw = np.random.default_rng(0)
+    found = [("random", y, y) for y in draw.normal(size=(6, 8)).astype(np.float32)]
+    spoilt = [(name, y, s if place else s - 1000) for place, (name, y, s) in enumerate(found)]
+    assert by_name(scored(simulated("e", *found)), "p_value")["rank_correlation", "random_only"] < 0.01
+    values = by_name(scored(simulated("e", *spoilt)), "p_value")
+    assert values["rank_correlation", "random_only"] < values["ev_correlation", "random_only"]
 
 
 def test_a_missing_explanation_has_missing_scores_for_its_own_reason():

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -504,6 +505,29 @@ def test_a_table_of_another_shape_is_refused(lake: DeltaLake) -> None:
     write_deltalake(f"{lake.uri}/scores", scores(0, {0: 1.0}).drop("value"))
     with pytest.raises(LakeError, match=r"differs from what this version of neuronledger declares in \['value'\]"):
         lake.read("scores")
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_lake_made_before_a_column_was_added_is_read_and_written(
+    lake: DeltaLake, monkeypatch: pytest.MonkeyPatch, *, killed: bool
+) -> None:
+    now = TABLES["scores"]
+    columns = {name: column for name, column in now.columns.items() if not column.added}
+    monkeypatch.setitem(TABLES, "scores", replace(now, columns=columns))
+    lake.replace("scores", scores(0, {0: 1.0}).select(list(columns)), layer=0, record={})
+    monkeypatch.setitem(TABLES, "scores", now)
+
+    old = lake.read("scores")
+    assert old.select("value", "p_value").rows() == [(1.0, None)]
+    if killed:
+        DeltaTable(f"{lake.uri}/scores").alter.drop_constraint("finite")
+    lake.replace("scores", scores(1, {0: 2.0}), layer=1, record={})
+
+    assert lake.read("scores").select("layer", "value", "p_value").rows() == [(0, 1.0, None), (1, 2.0, 0.0)]
+    assert lake.read("scores", layer=0).equals(old)
+    stored = DeltaTable(f"{lake.uri}/scores").metadata().configuration["delta.constraints.finite"]
+    assert "p_value" in stored
+    assert lake.version("scores") == DeltaTable(f"{lake.uri}/scores").version()
 
 
 def test_a_writer_killed_while_it_made_a_table_is_no_harm(lake: DeltaLake) -> None:
