@@ -17,6 +17,7 @@ KINDS = {
     "empty": "an answer without text",
     "malformed": "an answer that is not the JSON that was asked for",
     "wrong_length": "an answer in the right form that lacks its last value",
+    "slow": "an answer that comes in drops",
 }
 """Kinds of faults, in the order in which they are drawn."""
 

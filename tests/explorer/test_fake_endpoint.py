@@ -215,3 +215,60 @@ def test_the_command_serves_on_this_machine_alone(tmp_path):
             server.terminate()
     assert found == {"requests": 0, "different": 0}
     assert reply.missing_because == "refused"
+
+
+def posted(url, **body):
+    """What the endpoint answers to this body, as JSON."""
+    request = urllib.request.Request(url, data=json.dumps(body).encode())
+    with urllib.request.urlopen(request) as reply:
+        return json.load(reply)
+
+
+def test_a_slow_answer_comes_whole_or_runs_out_of_time(tmp_path):
+    with served(FakeEndpoint({"slow": 1.0})) as url:
+        ((patient,), _) = door_to(url, tmp_path).answer(asked(1), run_id="r")
+        ((hasty,), _) = door_to(url, tmp_path / "other", timeout=0.2).answer(asked(1), run_id="r")
+    assert parse(patient) == ('"w0"', None)
+    assert hasty.missing_because == "timeout"
+
+
+def test_every_token_of_a_chat_answer_comes_with_what_might_have_stood_there():
+    (request,) = asked(1)
+    messages = [{"role": role, "content": text} for role, text in request.messages]
+    with served(FakeEndpoint()) as url:
+        chat = f"{url}/v1/chat/completions"
+        answer = posted(chat, model="scripted", messages=messages, logprobs=True, top_logprobs=3)
+        plain = posted(chat, model="scripted", messages=messages)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            posted(chat, model="scripted", messages=messages, top_logprobs=3)
+        refused.value.close()
+    (choice,) = answer["choices"]
+    said = choice["logprobs"]["content"]
+    assert "".join(token["token"] for token in said) == choice["message"]["content"]
+    assert all(token["top_logprobs"][0]["logprob"] <= 0 for token in said)
+    assert refused.value.code == 400
+    assert "logprobs" not in plain["choices"][0]
+
+
+def test_a_prompt_is_echoed_with_its_tokens_and_the_first_has_no_probability():
+    with served(FakeEndpoint()) as url:
+        answer = posted(f"{url}/v1/completions", model="scripted", prompt="é is 7", echo=True, logprobs=5, max_tokens=1)
+    found = answer["choices"][0]["logprobs"]
+    assert found["tokens"] == ["bytes:\\xc3", "bytes:\\xa9", " is", " ", "7"]
+    assert found["top_logprobs"][0] is found["token_logprobs"][0] is None
+    assert set(found["top_logprobs"][4]) == {"6", "7", "8"}
+    assert answer["choices"][0]["text"] == "é is 7"
+
+
+def test_embeddings_are_the_same_as_numbers_and_in_base_64():
+    import openai
+
+    with served(FakeEndpoint()) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        packed = client.embeddings.create(model="scripted", input=["a red cat", "a blue ship"])
+        plain = client.embeddings.create(model="scripted", input=["a red cat", "a blue ship"], encoding_format="float")
+        client.close()
+    assert [entry.index for entry in packed.data] == [0, 1]
+    for one, other in zip(packed.data, plain.data, strict=True):
+        assert one.embedding == pytest.approx(other.embedding, abs=1e-6)
+    assert packed.usage.prompt_tokens > 0
