@@ -24,7 +24,7 @@ from rich.text import Text
 from pipeline.errors import NeuronLedgerError, SettingsError
 from pipeline.misbehaviour import KINDS
 from resources.budget import Budget
-from resources.settings import FILE, Settings, load
+from resources.settings import FILE, Settings, home, load
 
 if TYPE_CHECKING:
     from assets.freshness import Outside, State
@@ -288,7 +288,9 @@ def explore(port: int, host: str, **flags: Any) -> None:
     settings = load(**flags)
     lake = open_lake(settings)
     typed = {name.replace("_", "-"): str(value) for name, value in flags.items() if value is not None}
-    explorer = Explorer(Kept(lake), Staleness(lake, _looking(settings, lake)), typed)
+    explorer = Explorer(
+        Kept(lake), Staleness(lake, _looking(settings, lake)), home(), settings.instance / "explorer", typed
+    )
     serve(explorer, host=host, port=port, token=os.environ.get("NEURONLEDGER_TOKEN") or None, said=lambda address:
           click.echo(f"{address} shows the lake {settings.lake_uri}; stop it with Ctrl-C", err=True))  # fmt: skip
 

@@ -14,6 +14,7 @@ import polars as pl
 
 from explorer.kept import Kept, Window
 from explorer.neuron import HOPS
+from pipeline.controls import CONTROLS
 from pipeline.errors import LakeError, NeuronLedgerError
 from pipeline.scale import TOP, scale
 from pipeline.scores import SCORERS, SETS
@@ -146,6 +147,7 @@ def _explanations(
                     "explanation_id", "polarity", "parent_id", "method", "explainer", "text", "missing_because", "prompt_hash",
                     "request_id", "exemplar_ids", "identity", "run_id",
                 )},
+                "control": row["method"] in CONTROLS,
                 "reason": sentence(row["missing_because"]),
                 "made_at": call.get("answered_at") or (made.isoformat(timespec="seconds") if made else None),
                 "cost": _cost([calls[name] for name in asked if name in calls], asked=len(asked)),
@@ -224,7 +226,8 @@ def _chosen(explanations: Sequence[dict[str, Any]], wanted: str | None) -> dict[
     if wanted is None:
         written = [one for one in explanations if one["text"] is not None]
         # A language model's words before a baseline, whose tokens are shown anyway.
-        return next((one for one in written if one["explainer"] != "none"), written[0] if written else None)
+        by_model = [one for one in written if one["explainer"] != "none" and not one["control"]]
+        return next(iter([*by_model, *written]), None)
     found = next((one for one in explanations if one["explanation_id"] == wanted), None)
     if found is None:
         raise NotThereError(f"This neuron has no explanation {wanted}.")

@@ -1,14 +1,15 @@
 """The explorer's server: addresses, what is read for each, and the only socket that a person's browser is answered on.
 
-    /5/131              one neuron
-    /5/131/0123abcd     every token of one of its texts
-    /help               keys and words
-    /static/NAME        style, script
+    /                   the lake                    /5                  one layer
+    /5/131              one neuron                  /5/131/0123abcd     every token of one of its texts
+    /search             explanations by words       /random             a neuron by chance
+    /help               keys and words              /static/NAME        style, script
 
 With `.json` behind its path a page is what it shows, as JSON. A GET changes nothing.
 """
 
 import json
+import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,8 +23,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from explorer import neuron_page
+from explorer import lists, neuron_page
 from explorer.guard import EMBEDDED, Guard, check_address
+from explorer.index import FilterError, Filters, Index, index
 from explorer.kept import Kept
 from explorer.neuron_page import NotThereError
 from explorer.pages import Here, page
@@ -37,25 +39,36 @@ DAGSTER = "http://127.0.0.1:3000"
 """Where `neuronledger ui` is, unless it was told another port."""
 
 
+class ElsewhereError(Exception):
+    """What was asked for has an address of its own."""
+
+
 @dataclass
 class Explorer:
     """The pages of one lake. `flags` are the settings that were typed, so that commands on pages mean the same lake."""
 
     kept: Kept
     staleness: Staleness
+    home: Path
+    """The project's folder, where lists of neurons may be."""
+    files: Path
+    """A folder for what is derived from the lake to answer faster; it can be deleted at any time."""
     flags: Mapping[str, str] = field(default_factory=dict)
 
     def app(self, *, names: Sequence[str] = (), token: str | None = None) -> Guard:
         """The server as an ASGI application, behind the guard."""
         routes = [
-            Route("/", self._first),
+            *self._both("/", "home", self.first),
+            *self._both("/search", "search", self.search),
+            Route("/random", self._random),
             Route("/static/{name}", self._static),
             *self._both("/help", "help", lambda _: {}),
             *self._both("/{layer}/{neuron}/{sequence}", "text", self.text),
             *self._both("/{layer}/{neuron}", "neuron", self.neuron),
+            *self._both("/{layer}", "layer", self.layer),
         ]
         handlers: Mapping[Any, Callable[[Request, Exception], Response]] = {
-            404: self._missing, 405: self._missing, NeuronLedgerError: self._failed, OSError: self._failed,
+            ElsewhereError: self._elsewhere, 404: self._missing, 405: self._missing, NeuronLedgerError: self._failed, OSError: self._failed,
         }  # fmt: skip
         inner = Starlette(
             routes=routes, middleware=[Middleware(GZipMiddleware, minimum_size=500)], exception_handlers=dict(handlers)
@@ -63,6 +76,30 @@ class Explorer:
         return Guard(inner, names=names, token=token)
 
     # ---- what each page shows
+
+    def index(self) -> Index:
+        """The lists of the lake as it is now."""
+        return index(self.kept, self.files)
+
+    def first(self, _: Request) -> dict[str, Any]:
+        """The lake at a glance."""
+        found = lists.home(self.kept, self.index(), self.home)
+        return found | {
+            "fresh": {row["layer"]: asdict(self.staleness.of(row["layer"], patience=0)) for row in found["layers"]}
+        }
+
+    def layer(self, request: Request) -> dict[str, Any]:
+        """One layer."""
+        number = _index(request.path_params["layer"])
+        found = lists.layer(self.kept, self.index(), number, Filters.of(request.query_params))
+        return found | {"fresh": asdict(self.staleness.of(number))}
+
+    def search(self, request: Request) -> dict[str, Any]:
+        """Explanations by words, or a neuron by its name."""
+        asked = request.query_params.get("q", "").strip()
+        if re.fullmatch(r"[0-9]{1,9}[:/][0-9]{1,9}", asked, re.ASCII):
+            raise ElsewhereError("/" + asked.replace(":", "/"))
+        return lists.search(self.kept, self.index(), Filters.of(request.query_params))
 
     def neuron(self, request: Request) -> dict[str, Any]:
         """One neuron."""
@@ -122,16 +159,20 @@ class Explorer:
         language = asked if asked in LANGUAGES else preferred(request.headers.get("accept-language", ""))
         return Here(request.url.path, {name: value[:300] for name, value in request.query_params.items()}, language)
 
-    def _first(self, _: Request) -> Response:
-        """To the first neuron that was captured."""
-        known = self.kept.layers().sort("layer")
-        return RedirectResponse(f"/{known.item(0, 'layer') if len(known) else 0}/0", status_code=302)
+    def _random(self, request: Request) -> Response:
+        """To a neuron by chance, among those that pass the filters."""
+        found = lists.chance(self.index(), Filters.of(request.query_params))
+        address = self._here(request).url(f"/{found['layer']}/{found['neuron']}")
+        return RedirectResponse(address, status_code=302, headers={"Cache-Control": "no-store"})
 
     def _static(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in STATIC:
             raise NotThereError(f"There is no file {name}.")
         return FileResponse(Path(__file__).parent / "static" / name, media_type=STATIC[name])
+
+    def _elsewhere(self, request: Request, error: Exception) -> Response:
+        return RedirectResponse(self._here(request).url(str(error)), status_code=302)
 
     def _missing(self, request: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 404)
@@ -140,7 +181,8 @@ class Explorer:
         )
 
     def _failed(self, request: Request, error: Exception) -> Response:
-        return self._sorry(request, 404 if isinstance(error, NotThereError) else 500, str(error))
+        status = 404 if isinstance(error, NotThereError) else 400 if isinstance(error, FilterError) else 500
+        return self._sorry(request, status, str(error))
 
     def _sorry(self, request: Request, status: int, said: str) -> Response:
         if request.url.path.endswith(".json"):
@@ -173,7 +215,14 @@ def _neuron(here: Here, found: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-DRESSED: Mapping[str, Callable[[Here, dict[str, Any]], dict[str, Any]]] = {"neuron": _neuron}
+def _listed(here: Here, found: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001 (all are dressed alike)
+    """What lists need besides: what the bars stand for."""
+    return found | {"labels": [f"{place / 10 - 1:.1f} … {place / 10 - 0.9:.1f}" for place in range(20)]}
+
+
+DRESSED: Mapping[str, Callable[[Here, dict[str, Any]], dict[str, Any]]] = {
+    "neuron": _neuron, "home": _listed, "layer": _listed,
+}  # fmt: skip
 """What a page adds to what it shows."""
 
 

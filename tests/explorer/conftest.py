@@ -6,6 +6,8 @@ import shutil
 import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -193,3 +195,19 @@ def told(made, tmp_path_factory) -> Folder:
     folder.lake.replace("explanations", explanations, **at, record={})
     folder.lake.replace("scores", found, **at, record={})
     return folder
+
+
+def ask(address: str, **headers: str) -> tuple[int, str]:
+    """Status and body of a page, in English unless asked otherwise; where it sends one is followed."""
+    asked = urllib.request.Request(address, headers={"Accept-Language": "en", **headers})
+    try:
+        with urllib.request.urlopen(asked) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+@pytest.fixture(scope="session")
+def asking() -> Any:
+    return ask

@@ -3,8 +3,6 @@
 import html
 import json
 import re
-import urllib.error
-import urllib.request
 
 import polars as pl
 import pytest
@@ -25,21 +23,17 @@ def lake(told):
 
 
 @pytest.fixture(scope="module")
-def address(lake, served):
-    explorer = Explorer(Kept(lake), Staleness(lake, None), {"lake": "a lake"})
+def address(told, lake, served, tmp_path_factory):
+    explorer = Explorer(
+        Kept(lake), Staleness(lake, None), told.home, tmp_path_factory.mktemp("files"), {"lake": "a lake"}
+    )
     with served(explorer.app()) as address:
         yield address
 
 
-def get(address, **headers):
-    """Status and body."""
-    asked = urllib.request.Request(address, headers={"Accept-Language": "en", **headers})
-    try:
-        with urllib.request.urlopen(asked) as reply:
-            return reply.status, reply.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
+@pytest.fixture(scope="module")
+def get(asking):
+    return asking
 
 
 def words(page):
@@ -47,7 +41,7 @@ def words(page):
     return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page)))
 
 
-def test_every_score_of_a_neuron_is_on_its_page_by_its_own_scorer_as_in_the_table(address, lake):
+def test_every_score_of_a_neuron_is_on_its_page_by_its_own_scorer_as_in_the_table(address, lake, get):
     status, page = get(f"{address}/1/5")
     shown = json.loads(get(f"{address}/1/5.json")[1])
     assert status == 200
@@ -78,7 +72,7 @@ def test_every_score_of_a_neuron_is_on_its_page_by_its_own_scorer_as_in_the_tabl
         assert row["scorer"] in said
 
 
-def test_explanations_are_ranked_and_say_by_whom_how_and_when(address):
+def test_explanations_are_ranked_and_say_by_whom_how_and_when(address, get):
     shown = json.loads(get(f"{address}/1/5.json")[1])
     values = [neuron_page.main(one) for one in shown["explanations"]]
     assert values == sorted(values, reverse=True)
@@ -99,7 +93,7 @@ def test_explanations_are_ranked_and_say_by_whom_how_and_when(address):
     assert f"context gain {gain:+.3f}".replace("-", "−") in said
 
 
-def test_the_prompt_and_the_reply_are_shown_word_for_word(address, lake):
+def test_the_prompt_and_the_reply_are_shown_word_for_word(address, lake, get):
     shown = json.loads(get(f"{address}/1/5.json")[1])
     (model,) = [one for one in shown["explanations"] if one["explainer"] == "scripted"]
     (call,) = lake.read("language_calls").filter(pl.col("request_id") == model["request_id"]).iter_rows(named=True)
@@ -111,7 +105,7 @@ def test_the_prompt_and_the_reply_are_shown_word_for_word(address, lake):
         assert content.split("\n")[0] in page
 
 
-def test_a_refused_explanation_is_said_to_be_missing_with_the_reason_and_never_a_number(address):
+def test_a_refused_explanation_is_said_to_be_missing_with_the_reason_and_never_a_number(address, get):
     shown = json.loads(get(f"{address}/1/6.json")[1])
     (model,) = [one for one in shown["explanations"] if one["explainer"] == "scripted"]
     assert (model["text"], model["missing_because"]) == (None, "refused")
@@ -122,13 +116,13 @@ def test_a_refused_explanation_is_said_to_be_missing_with_the_reason_and_never_a
     assert "undefined: the language model declined to answer" in said
 
 
-def test_a_dead_neuron_says_so(address):
+def test_a_dead_neuron_says_so(address, get):
     said = words(get(f"{address}/0/3")[1])
     assert "Neuron 0:3 dead" in said
     assert "the neuron never fires on this corpus in this polarity" in said
 
 
-def test_texts_are_those_of_the_table_on_one_scale(address, lake):
+def test_texts_are_those_of_the_table_on_one_scale(address, lake, get):
     shown = json.loads(get(f"{address}/1/5.json")[1])
     rows = lake.read("activations", layer=1, neurons=[5])
     (side,) = shown["texts"]
@@ -146,7 +140,7 @@ def test_texts_are_those_of_the_table_on_one_scale(address, lake):
     assert (q1["from"], q1["to"]) == (bounds[0], bounds[1])
 
 
-def test_a_simulation_stands_beside_the_neuron_and_its_worst_tokens_come_first(address, lake):
+def test_a_simulation_stands_beside_the_neuron_and_its_worst_tokens_come_first(address, lake, get):
     shown = json.loads(get(f"{address}/1/5.json")[1])["compared"]
     rows = lake.read("simulations", layer=1, neurons=[5]).filter(pl.col("explanation_id") == shown["explanation_id"])
     assert [record["true"] for record in shown["records"]] == [
@@ -172,14 +166,14 @@ def test_a_simulation_stands_beside_the_neuron_and_its_worst_tokens_come_first(a
     "query", ["", "?view=overlay", "?view=difference", "?scale=own&view=overlay", "?ws=1", "?view=nonsense"]
 )
 @pytest.mark.parametrize("language", ["en", "fr"])
-def test_every_state_of_the_page_can_be_shown(address, query, language):
+def test_every_state_of_the_page_can_be_shown(address, query, language, get):
     for neuron in ("1/5", "1/6", "0/3"):
         status, page = get(f"{address}/{neuron}{query}", **{"Accept-Language": language})
         assert status == 200
         assert f'<html lang="{language}"' in page
 
 
-def test_an_explanation_in_the_address_is_the_one_compared(address):
+def test_an_explanation_in_the_address_is_the_one_compared(address, get):
     shown = json.loads(get(f"{address}/1/5.json")[1])
     for one in shown["explanations"]:
         other = json.loads(get(f"{address}/1/5.json?x={one['explanation_id']}")[1])
@@ -190,7 +184,7 @@ def test_an_explanation_in_the_address_is_the_one_compared(address):
     assert "This neuron has no explanation 0123." in words(page)
 
 
-def test_every_token_of_a_text_has_its_bytes_id_and_value(address, lake):
+def test_every_token_of_a_text_has_its_bytes_id_and_value(address, lake, get):
     row = lake.read("activations", layer=1, neurons=[5]).row(0, named=True)
     window = lake.read("sequences").filter(pl.col("sequence_id") == row["sequence_id"]).row(0, named=True)
     shown = json.loads(get(f"{address}/1/5/{row['sequence_id']}.json")[1])
@@ -202,7 +196,7 @@ def test_every_token_of_a_text_has_its_bytes_id_and_value(address, lake):
     assert window["token_bytes"][0].hex() in page
 
 
-def test_where_it_came_from_is_the_record_that_the_rows_name(address, lake):
+def test_where_it_came_from_is_the_record_that_the_rows_name(address, lake, get):
     shown = json.loads(get(f"{address}/1/5.json")[1])
     chain = {hop["table"]: hop for hop in shown["chain"]}
     for table in ("explanations", "simulations", "scores"):
@@ -213,7 +207,7 @@ def test_where_it_came_from_is_the_record_that_the_rows_name(address, lake):
     assert lake.read("subject_layers", layer=1).item(0, "fingerprint") in said
 
 
-def test_the_lines_of_python_on_the_page_read_what_it_shows(address, lake):
+def test_the_lines_of_python_on_the_page_read_what_it_shows(address, lake, get):
     line = json.loads(get(f"{address}/1/5.json")[1])["commands"]["read"]
     found = {}
     exec(line, found)
@@ -240,7 +234,7 @@ def test_the_lines_of_python_on_the_page_read_what_it_shows(address, lake):
         ("/nothing/of/the/kind", "There is no such page"),
     ],
 )  # fmt: skip
-def test_what_is_not_there_is_said_without_a_trace_of_the_code(address, path, said):
+def test_what_is_not_there_is_said_without_a_trace_of_the_code(address, path, said, get):
     status, page = get(address + path)
     assert status == 404
     assert said in words(page)
@@ -249,24 +243,24 @@ def test_what_is_not_there_is_said_without_a_trace_of_the_code(address, path, sa
         assert json.loads(get(f"{address}{path}.json")[1])["error"]
 
 
-def test_looking_changes_nothing(told, address):
+def test_looking_changes_nothing(told, address, get):
     before = told.versions()
     for path in ("/1/5", "/1/6", "/0/3", "/help", "/1/5.json"):
         assert get(address + path)[0] == 200
     assert told.versions() == before
 
 
-def test_an_empty_lake_says_what_makes_neurons(empty, served):
+def test_an_empty_lake_says_what_makes_neurons(empty, served, tmp_path, get):
     lake = empty.lake
-    with served(Explorer(Kept(lake), Staleness(lake, None)).app()) as address:
+    with served(Explorer(Kept(lake), Staleness(lake, None), tmp_path, tmp_path).app()) as address:
         status, page = get(f"{address}/0/0")
         assert status == 404
         assert "This lake has no neurons yet. `neuronledger run` makes them." in words(page)
 
 
-def test_a_damaged_table_is_said_and_the_server_goes_on(copied, served):
+def test_a_damaged_table_is_said_and_the_server_goes_on(copied, served, tmp_path, get):
     lake = copied.lake
-    with served(Explorer(Kept(lake), Staleness(lake, None)).app()) as address:
+    with served(Explorer(Kept(lake), Staleness(lake, None), tmp_path, tmp_path).app()) as address:
         assert get(f"{address}/1/5")[0] == 200
         for path in (copied.home / "lake" / "subject" / "scores").rglob("*.parquet"):
             path.write_bytes(b"PAR1 no more")
