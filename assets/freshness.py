@@ -18,6 +18,7 @@ import polars as pl
 
 from assets import (
     activations,
+    causes,
     connections,
     exemplars,
     explanations,
@@ -44,6 +45,10 @@ class Outside:
     """One fingerprint for each layer."""
     checkpoint: str
     """Of all weights: what a neuron is joined to also depends on what comes after its layer."""
+    parts: Callable[[], Sequence[Mapping[str, str]]] = tuple
+    """What each layer's fingerprint is made from, by name; asked for only where something changed."""
+    source: Callable[[], Mapping[str, Any]] = dict
+    """Where the text is from; asked for only if it changed."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ class State:
     recomputed: tuple[int, ...] = ()
     inherited: bool = False
     """Stale only because something that it is made from is not fresh, and fresh again if that comes out the same."""
+    root: str = ""
+    """For a cause that is inherited, the one that it goes back to."""
 
 
 @dataclass(frozen=True)
@@ -209,8 +216,9 @@ class _Comparison:
         )
         inherited = tuple(self._inherited(table, layer))
         # In the order in which they came about: choices and what is outside, what is made from them, single neurons.
-        for cause in (*own[:1], *inherited):
-            return State(table, layer, "stale", cause, alone, inherited=not own)
+        for cause in (*own[:1], *(cause for cause, _ in inherited)):
+            root = "" if own else inherited[0][1]
+            return State(table, layer, "stale", cause, alone, inherited=not own, root=root)
         return State(table, layer, "fresh", "", alone)
 
     def _causes(self, table: str, layer: int | None, record: Mapping[str, Any]) -> Iterator[str]:
@@ -226,7 +234,7 @@ class _Comparison:
         inputs = {name: entry["content_hash"] for name, entry in read.items()}
         for name, content in _outside(table, layer, self.outside).items():
             if inputs.get(name) != content:
-                yield f"the {name} changed"
+                yield self._said(name, layer, record)
         for parent in (*hop.inputs, *hop.more_inputs(self.project)):
             at = layer if TABLES[parent].by_layer else None
             if self.found[parent, at].status == "fresh" and inputs.get(parent) not in set(
@@ -236,13 +244,27 @@ class _Comparison:
                 if values is None or values != self.records.values(parent, at):
                     yield f"{parent} changed"
 
-    def _inherited(self, table: str, layer: int | None) -> Iterator[str]:
-        """What it is made from that is not fresh."""
+    def _said(self, name: str, layer: int | None, record: Mapping[str, Any]) -> str:
+        """In words, what changed of something that is not in the lake; older records do not tell."""
+        origin, said = json.loads(record["environment"]), None
+        if name == "corpus":
+            said = causes.corpus(origin.get("corpus", {}), self.outside.source())
+        elif "parts" in origin and (now := self.outside.parts()):
+            some = "tokenizer file" if name == "tokenizer" else ""
+            before, after = (
+                {part: found for part, found in one.items() if part.startswith(some)}
+                for one in (origin["parts"], now[layer or 0])
+            )
+            said = causes.parts(before, after)
+        return said or f"the {name} changed"
+
+    def _inherited(self, table: str, layer: int | None) -> Iterator[tuple[str, str]]:
+        """What it is made from that is not fresh, and the cause that this goes back to."""
         hop = HOPS[table]
         for parent in (*hop.inputs, *hop.more_inputs(self.project)):
             state = self.found[parent, layer if TABLES[parent].by_layer else None]
             if state.status != "fresh":
-                yield f"{parent} is {state.status}"
+                yield f"{parent} is {state.status}", state.root or state.cause
 
     def _choices(self, hop: Hop, record: Mapping[str, Any]) -> Iterator[str]:
         """What differs in code and settings. Rows made with more than is asked for today hold what is asked for."""
@@ -253,7 +275,7 @@ class _Comparison:
         for name in sorted(now):
             had = before.get(name)
             if had != now[name] and not (isinstance(had, list) and set(now[name]) <= set(had)):
-                yield f"setting `{name}` changed from {had} to {now[name]}"
+                yield causes.setting(name, had, now[name])
 
     def _alone(self, table: str, layer: int | None, recomputed: Mapping[int, Mapping[str, Any]]) -> Iterator[str]:
         """What differs for neurons that were recomputed alone."""
@@ -292,13 +314,14 @@ def _outside(table: str, layer: int | None, outside: Outside) -> dict[str, str]:
 def summary(found: Sequence[State]) -> pl.DataFrame:
     """The states as a table, for people and for `--json`."""
     return pl.DataFrame(
-        [(s.table, s.layer, s.status, s.cause, list(s.recomputed)) for s in found],
+        [(s.table, s.layer, s.status, s.cause, list(s.recomputed), s.root) for s in found],
         schema={
             "table": pl.String,
             "layer": pl.Int32,
             "status": pl.String,
             "cause": pl.String,
             "recomputed": pl.List(pl.Int32),
+            "root": pl.String,
         },
         orient="row",
     )

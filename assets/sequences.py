@@ -49,7 +49,7 @@ def define(project: Project) -> dg.AssetsDefinition:
                 limit=project.choices.windows,
                 seed=project.choices.seed,
             )
-            step.note_origin(corpus=corpus.provenance())
+            step.note_origin(corpus=corpus.provenance(), parts=subject.parts()[0])
             written = step.write(made.frame)
         return written.result(
             check("sequences", written.rows),

@@ -45,12 +45,12 @@ def define(project: Project) -> dg.AssetsDefinition:
         sites = subject.layers()
         fingerprints = subject.fingerprints()
         findings: list[Finding] = []
-        origin = dict(subject.provenance())
+        origin, parts = dict(subject.provenance()), subject.parts()
         single = len(context.partition_keys) == 1
         for key in context.partition_keys:
             layer, _ = parse_key(key)
             step = Step(context, lake, project, table="subject_layers", code_version=CODE_VERSION, layer=layer)
-            step.note_origin(subject=origin)
+            step.note_origin(subject=origin, parts=parts[layer])
             step.note("weights", content=fingerprints[layer])
             site = sites[layer]
             row = {

@@ -196,7 +196,7 @@ def cost(by: str, as_json: bool, **flags: Any) -> None:  # noqa: FBT001 (click p
 
 @main.command()
 @click.option("--layers", "wanted", help="Layers to look at, such as 0-3,7; all of them unless given.")
-@click.option("--json", "as_json", is_flag=True, help="A list of {table, layer, status, cause, recomputed}.")
+@click.option("--json", "as_json", is_flag=True, help="A list of {table, layer, status, cause, recomputed, root}.")
 @settings_options
 @reported
 def status(wanted: str | None, as_json: bool, **flags: Any) -> None:  # noqa: FBT001 (click passes flags by name)
@@ -447,11 +447,14 @@ def _outside(settings: Settings, subject: "SubjectModel") -> "Outside":
     from assets.freshness import Outside
     from resources.corpus import open_corpus
 
+    corpus = open_corpus(settings.corpus, column=settings.column)
     return Outside(
-        corpus=open_corpus(settings.corpus, column=settings.column).fingerprint(),
+        corpus=corpus.fingerprint(),
         tokenizer=subject.tokenizer_hash(),
         weights=subject.fingerprints(),
         checkpoint=subject.weights_hash(),
+        parts=subject.parts,
+        source=corpus.provenance,
     )
 
 

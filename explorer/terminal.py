@@ -206,9 +206,10 @@ def causes(rows: pl.DataFrame) -> list[Text]:
     """Why slices are not fresh: one line for each different cause."""
     lines: list[Text] = []
     bad = rows.filter(pl.col("cause") != "")
-    for (table, status, cause), group in bad.group_by("table", "status", "cause", maintain_order=True):
+    for (table, status, cause, root), group in bad.group_by("table", "status", "cause", "root", maintain_order=True):
         where = ", ".join(str(layer) for layer in group.get_column("layer").drop_nulls())
-        lines.append(Text(f"{table}{f' of layer {where}' if where else ''} {status}: {harmless(str(cause))}"))
+        why = f"{cause} ({root})" if root else str(cause)
+        lines.append(Text(f"{table}{f' of layer {where}' if where else ''} {status}: {harmless(why)}"))
     for row in rows.filter(pl.col("recomputed").list.len() > 0).iter_rows(named=True):
         some = ", ".join(f"{row['layer']}:{neuron}" for neuron in row["recomputed"][:10])
         lines.append(Text(f"{row['table']}: recomputed alone {some}", style="dim"))

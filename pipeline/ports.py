@@ -84,6 +84,13 @@ class SubjectModel(Protocol):
         """For each layer, the tagged hash of all that can influence its neurons."""
         ...
 
+    def parts(self) -> Sequence[Mapping[str, str]]:
+        """For each layer, what its fingerprint is made from: each part by a name that people read, and its content.
+
+        A content is a short hash, or the value itself where it is short.
+        """
+        ...
+
     def tokenizer_hash(self) -> str:
         """Tagged hash of what turns text into tokens."""
         ...

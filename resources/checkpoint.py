@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import SubjectError
-from pipeline.provenance import TAG, canonical_json, content_hash, fingerprint_chain
+from pipeline.provenance import TAG, canonical_json, content_hash, fingerprint_chain, short
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -191,15 +191,21 @@ def file_hash(path: Path) -> str:
 
 def config_hash(folder: Path) -> str:
     """The tagged hash of config.json, without the entries that change no activation (dropouts, versions, names)."""
+    return content_hash(_config(folder))
+
+
+def _config(folder: Path) -> dict[str, Any]:
     settings = json_object(folder / "config.json")
-    return content_hash(
-        {key: value for key, value in settings.items() if key not in _IGNORED_SETTINGS and "drop" not in key}
-    )
+    return {key: value for key, value in settings.items() if key not in _IGNORED_SETTINGS and "drop" not in key}
 
 
 def tokenizer_hash(folder: Path) -> str:
     """The tagged hash of all files that decide how text becomes tokens."""
-    return content_hash({name: file_hash(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()})
+    return content_hash(_tokenizer(folder))
+
+
+def _tokenizer(folder: Path) -> dict[str, str]:
+    return {name: file_hash(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
 
 
 def layer_fingerprints(folder: Path, *, blocks: Blocks, number_format: str, hashes: Mapping[str, str]) -> list[str]:
@@ -211,6 +217,42 @@ def layer_fingerprints(folder: Path, *, blocks: Blocks, number_format: str, hash
     Raises:
         SubjectError: no safetensors, or a file is damaged or cut short.
     """
+    outside, own, carried = _grouped(folder, blocks, hashes)
+    base = content_hash(
+        {
+            "config": config_hash(folder),
+            "tokenizer": tokenizer_hash(folder),
+            "number_format": number_format,
+            "tensors": outside,
+        }
+    )
+    return fingerprint_chain(base, [content_hash(part) for part in own], [content_hash(part) for part in carried])
+
+
+def layer_parts(folder: Path, *, blocks: Blocks, number_format: str, hashes: Mapping[str, str]) -> list[dict[str, str]]:
+    """For each layer, what its fingerprint is made from, by names such as `block 8 attention weights`.
+
+    Raises:
+        SubjectError: no safetensors, or a file is damaged or cut short.
+    """
+    outside, own, carried = _grouped(folder, blocks, hashes)
+    parts = {f"`{name}` in config.json": _shown(value) for name, value in _config(folder).items()}
+    parts |= {f"tokenizer file {name}": short(found) for name, found in _tokenizer(folder).items()}
+    parts["number format"] = number_format
+    parts |= {f"weights {name}": short(found) for name, found in outside.items()}
+    layers: list[dict[str, str]] = []
+    for block in range(blocks.count):
+        if block:
+            parts |= _named(block - 1, carried[block - 1], blocks)
+        parts |= _named(block, own[block], blocks)
+        layers.append(dict(parts))
+    return layers
+
+
+def _grouped(
+    folder: Path, blocks: Blocks, hashes: Mapping[str, str]
+) -> tuple[dict[str, str], list[dict[str, str]], list[dict[str, str]]]:
+    """The hashes of tensors that count: outside of the blocks, up to each block's neurons, and after them."""
     tensors = stored_tensors(folder)
     places = {name: blocks.place(name) for name in tensors}
     prefix = next((place[0] for place in places.values() if place), "")
@@ -226,15 +268,33 @@ def layer_fingerprints(folder: Path, *, blocks: Blocks, number_format: str, hash
         else:
             _, block, within = place
             (carried if within.startswith(blocks.after) else own)[block][within] = hashes[name]
-    base = content_hash(
-        {
-            "config": config_hash(folder),
-            "tokenizer": tokenizer_hash(folder),
-            "number_format": number_format,
-            "tensors": outside,
-        }
-    )
-    return fingerprint_chain(base, [content_hash(part) for part in own], [content_hash(part) for part in carried])
+    return outside, own, carried
+
+
+def _named(block: int, tensors: Mapping[str, str], blocks: Blocks) -> dict[str, str]:
+    """The tensors of one block by what they belong to."""
+    groups: dict[str, dict[str, str]] = {}
+    for within, found in tensors.items():
+        groups.setdefault(f"block {block} {_kind(within, blocks)} weights", {})[within] = found
+    return {name: short(content_hash(group)) for name, group in groups.items()}
+
+
+def _kind(within: str, blocks: Blocks) -> str:
+    """What a tensor of a block belongs to, in words."""
+    first, *_ = within.split(".")
+    if re.match(r"(self_)?att", first):
+        return "attention"
+    if re.search(r"norm|(^|_)ln(_|$)", within.rpartition(".")[0], re.IGNORECASE):
+        return f"norm {within.rpartition('.')[0]}"
+    if re.match(r"mlp|ffn|fc\d|intermediate|output", first):
+        return "MLP output" if within.startswith(blocks.after) else "MLP input"
+    return first
+
+
+def _shown(value: Any) -> str:
+    """A value as it is if it is short, else its hash."""
+    text = json.dumps(value, sort_keys=True)
+    return text if len(text) <= 40 else short(content_hash(value))
 
 
 def weights_hash(*, number_format: str, hashes: Mapping[str, str]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.errors import SubjectError
 from pipeline.ports import LayerSite, Tokens
-from pipeline.provenance import content_hash
+from pipeline.provenance import content_hash, short
 from resources import checkpoint
 from resources.anatomy import Anatomy, find_neurons, float32, gain, matrix
 from resources.model_folder import ModelFolder, first_line, quiet, require_libraries
@@ -121,6 +121,20 @@ class HuggingFaceSubject:
     def fingerprints(self) -> Sequence[str]:
         """For each layer, the tagged hash of all that can influence its neurons. Reads the files, not the model."""
         return list(self._fingerprints)
+
+    def parts(self) -> Sequence[Mapping[str, str]]:
+        """For each layer, what its fingerprint is made from, by names such as `block 8 attention weights`."""
+        anatomy, site = self._anatomy, self._site
+        found = checkpoint.layer_parts(
+            self._folder.whole,
+            blocks=anatomy.blocks(site.place(anatomy)),
+            number_format=self.dtype,
+            hashes=self._tensor_hashes,
+        )
+        if site.name != "mlp":
+            for layer, parts in enumerate(found):
+                parts["site"] = short(content_hash([site.name.partition(":")[0], site.made_with(anatomy, layer)]))
+        return found
 
     def tokenizer_hash(self) -> str:
         """Tagged hash of all files that turn text into tokens."""

@@ -200,6 +200,12 @@ def test_rows_with_more_than_is_asked_for_are_fresh():
     assert Written(project=EXPLAINING).everything().causes() == {}
 
 
+def test_whatever_is_stale_says_where_that_began(made):
+    found = made.found(outside=replace(OUTSIDE, weights=["w0", "v1"]))
+    assert {state.root for at, state in found.items() if at[1] == 1 and state.inherited} == {"the weights changed"}
+    assert not any(state.root for state in found.values() if not state.inherited)
+
+
 def test_new_code_makes_its_table_stale(made):
     made.write("exemplars", 0, code="0")
     assert (
@@ -330,6 +336,6 @@ def test_explanations_are_made_from_the_weights_only_if_a_method_shows_them(meth
 def test_the_states_are_a_table_of_plain_columns(made):
     made.neuron(0, 1)
     rows = summary(list(made.found().values()))
-    assert rows.columns == ["table", "layer", "status", "cause", "recomputed"]
-    assert rows.row(0) == ("sequences", None, "fresh", "", [])
-    assert rows.filter(table="scores", layer=0).row(0) == ("scores", 0, "fresh", "", [1])
+    assert rows.columns == ["table", "layer", "status", "cause", "recomputed", "root"]
+    assert rows.row(0) == ("sequences", None, "fresh", "", [], "")
+    assert rows.filter(table="scores", layer=0).row(0) == ("scores", 0, "fresh", "", [1], "")

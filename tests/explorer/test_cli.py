@@ -199,7 +199,10 @@ def test_what_changed_outside_makes_stale_what_is_made_from_it_and_nothing_else(
     corpus = home / "corpus.jsonl"
     kept = corpus.read_bytes()
     corpus.write_bytes(kept.replace(b"house", b"mouse", 1))
-    assert copied.not_fresh() == {("sequences", None): "stale: the corpus changed", **downstream((0, 1))}
+    assert copied.not_fresh() == {
+        ("sequences", None): "stale: the corpus has other text in 1 file (corpus.jsonl)",
+        **downstream((0, 1)),
+    }
     corpus.write_bytes(kept)
     assert copied.not_fresh() == {}
 
@@ -207,7 +210,7 @@ def test_what_changed_outside_makes_stale_what_is_made_from_it_and_nothing_else(
     kept = weights.read_bytes()
     change(weights, "h.1.mlp.c_fc.weight")
     of_weights = dict.fromkeys(CAPTURED, "stale: subject_layers is stale") | {
-        "subject_layers": "stale: the weights changed",
+        "subject_layers": "stale: block 1 MLP input weights changed",
         "exemplars": "stale: activations is stale",
         "explanations": "stale: exemplars is stale",
         "simulations": "stale: explanations is stale",
@@ -216,7 +219,8 @@ def test_what_changed_outside_makes_stale_what_is_made_from_it_and_nothing_else(
     # What a neuron is joined to depends on the weights of all layers.
     joined = {("connections", layer): "stale: the checkpoint changed" for layer in (0, 1)}
     assert copied.not_fresh() == {(name, 1): cause for name, cause in of_weights.items()} | joined
-    assert "activations of layer 1 stale: subject_layers is stale" in copied.type("status").stdout
+    said = copied.type("status").stdout
+    assert "scores of layer 1 stale: simulations is stale (block 1 MLP input weights changed)" in said
     weights.write_bytes(kept)
     change(weights, "h.0.mlp.c_proj.weight")
     assert {layer for name, layer in copied.not_fresh() if name != "connections"} == {1}
@@ -229,7 +233,7 @@ def test_what_changed_outside_makes_stale_what_is_made_from_it_and_nothing_else(
     tokenizer = home / "subject" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text("utf-8").replace("Ġhouse", "Ġhouses"), encoding="utf-8")
     found = copied.not_fresh()
-    assert found["sequences", None] == "stale: the tokenizer changed"
+    assert found["sequences", None] == "stale: tokenizer file tokenizer.json changed"
     assert found["vocabulary", None] == "stale: the tokenizer changed"
     assert set(found) == {
         ("sequences", None),

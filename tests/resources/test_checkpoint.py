@@ -16,6 +16,7 @@ from resources.checkpoint import (
     Blocks,
     is_unused,
     layer_fingerprints,
+    layer_parts,
     read_float32,
     stored_tensors,
     tensor_hashes,
@@ -229,3 +230,30 @@ def test_a_tensor_of_whole_numbers_is_not_read_as_float(tmp_path: Path) -> None:
     (tensor,) = stored_tensors(tmp_path).values()
     with pytest.raises(SubjectError, match=r"a is stored as I64, expected F64, F32, F16, BF16"):
         read_float32(tensor)
+
+
+@pytest.mark.parametrize("changed", [*TENSORS, "config.json", "tokenizer.json"])
+def test_the_parts_that_differ_are_those_of_the_layers_whose_fingerprint_does(changed: str, tmp_path: Path) -> None:
+    def parts(folder: Path) -> list[dict[str, str]]:
+        hashes = tensor_hashes(stored_tensors(folder))
+        return layer_parts(folder, blocks=BLOCKS, number_format="float32", hashes=hashes)
+
+    folder = write(tmp_path, TENSORS)
+    before = fingerprints(folder), parts(folder)
+    if changed in TENSORS:
+        write(tmp_path, TENSORS | {changed: [9.0]})
+    else:
+        (tmp_path / changed).write_text('{"hidden_size": 2}')
+    after = fingerprints(folder), parts(folder)
+    for layer in range(2):
+        differ = {name for name in before[1][layer] if before[1][layer][name] != after[1][layer].get(name)}
+        assert bool(differ) == (before[0][layer] != after[0][layer])
+        assert differ <= {
+            "weights embeddings.word_embeddings.weight",
+            "weights adapter.weight",
+            "block 0 attention weights",
+            "block 0 MLP output weights",
+            "block 1 attention weights",
+            "`hidden_size` in config.json",
+            "tokenizer file tokenizer.json",
+        }
