@@ -10,6 +10,7 @@ from assets import (
     connections,
     exemplars,
     explanations,
+    imports,
     layer_summary,
     neuron,
     scores,
@@ -21,11 +22,12 @@ from assets import subject_layers as layers
 from assets.project import Choices, Project
 from pipeline import human, languages, methods, selection
 from pipeline.errors import SettingsError
-from pipeline.ports import Corpus, Lake, LanguageModel, Partials, Progress, SubjectModel
+from pipeline.ports import Corpus, Foreign, Lake, LanguageModel, Partials, Progress, SubjectModel
 from resources import code, people
 from resources.budget import Budget
 from resources.corpus import open_corpus
 from resources.delta import DeltaLake
+from resources.foreign_files import ForeignFiles
 from resources.language import OpenAICompatible
 from resources.partials import PartialFiles
 from resources.prices import open_prices
@@ -47,13 +49,14 @@ def build(
     subject = open_subject(settings)
     lake = open_lake(settings)
     project = open_project(settings, subject)
-    doors: dict[str, Corpus | SubjectModel | LanguageModel | Lake | Partials | Progress] = {
+    doors: dict[str, Corpus | SubjectModel | LanguageModel | Lake | Partials | Progress | Foreign] = {
         "subject": subject,
         "corpus": open_corpus(settings.corpus, column=settings.column),
         "lake": lake,
         "language": language or open_language(settings, lake),
         "partials": PartialFiles(settings.instance / "captures"),
         "progress": progress or LoggedProgress(),
+        "foreign": ForeignFiles(),
     }
     assets = [
         sequences.define(project),
@@ -67,6 +70,7 @@ def build(
         scores.define(project),
         layer_summary.define(),
         *neuron.define(project),
+        *imports.define(project.code),
     ]
     return dg.Definitions(
         assets=assets,

@@ -1,6 +1,7 @@
 """The commands `export` and `import`: a lake in other tools' forms, and theirs in a lake."""
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +10,12 @@ from typing import Any
 import click
 from rich.console import Console
 
-from explorer.cli import layer_range, main, reported, settings_options
+from explorer.cli import FAILED, IN_PART, layer_range, main, reported, settings_options
+from pipeline.errors import SettingsError
 from resources.settings import load
+
+SHOWN = 20
+"""Rejected files that a command names."""
 
 FOLDER = click.argument("folder", type=click.Path(path_type=Path))
 
@@ -70,3 +75,116 @@ def _export(
         for line in about["not_carried"]:
             click.echo(f"  - {line}")
     sys.stdout.flush()
+
+
+CONVENTIONS = ("site", "activation_function", "number_format", "normaliser", "polarity", "splits", "tokenizer")
+"""What an import may be told of its numbers."""
+
+
+@main.group("import")
+def import_group() -> None:
+    """Take over what another system found, in tables of its own beside ours. Bad files are listed, and stop no others."""
+
+
+def import_options(command: Any) -> Any:
+    """What every import takes: from where, under which name, and what is known of its numbers."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="{imported, rejected: [...], rows: {...}, conventions: {...}}."),
+        click.option(
+            "--convention", "told", multiple=True, metavar="NAME=TEXT",
+            help=f"What the numbers mean, where the files do not say: {', '.join(CONVENTIONS)}. May be given several times.",
+        ),
+        click.option("--source", help="Name for what is imported, such as gpt2-xl-openai; that of the form unless given."),
+        click.argument("folder", type=click.Path(path_type=Path)),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@import_group.command("openai")
+@import_options
+@settings_options
+@reported
+def import_openai(folder: Path, source: str | None, told: tuple[str, ...], as_json: bool, **flags: Any) -> None:  # noqa: FBT001
+    """Files of OpenAI's release or of transformer-debugger: records, explanations, simulations, scores, related ones."""
+    _import("openai", folder, source, told, as_json=as_json, flags=flags)
+
+
+@import_group.command("scores")
+@settings_options
+@reported
+def import_scores(**flags: Any) -> None:
+    """Score the simulations that came with imports by our formulas, into the table `common_scores`."""
+    from uuid import uuid4
+
+    from assets.definitions import open_lake
+    from assets.imports import rescore
+    from explorer.terminal import TerminalProgress
+
+    settings = load(**flags)
+    with TerminalProgress(Console(stderr=True)) as progress:
+        made = rescore(open_lake(settings), progress, seed=settings.seed, run_id=str(uuid4()))
+    click.echo(f"{made:,} scores in the table `common_scores` of {settings.lake_uri}")
+
+
+def _import(
+    form: str, folder: Path, source: str | None, told: tuple[str, ...], *, as_json: bool, flags: Mapping[str, Any]
+) -> None:
+    import dagster as dg
+
+    from assets import imports
+    from assets.definitions import open_lake
+    from assets.run import failure
+    from explorer.terminal import TerminalProgress, harmless
+    from resources import code
+    from resources.foreign_files import ForeignFiles
+    from resources.instance import instance
+
+    settings = load(**flags)
+    name = source or form
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,39}", name, re.ASCII):
+        raise SettingsError(f"--source (={name!r}) must be small letters, digits, dots and dashes, at most 40")
+    conventions = dict(_convention(text) for text in told)
+    foreign, place = ForeignFiles(), str(folder.expanduser().resolve())
+    foreign.count(form, place)
+    with TerminalProgress(Console(stderr=True)) as progress, instance(settings) as opened:
+        definitions = dg.Definitions(
+            assets=imports.define(code.code()),
+            resources={"lake": open_lake(settings), "foreign": foreign, "progress": progress},
+            executor=dg.in_process_executor,
+        )
+        asset = f"import_{form}"
+        result = definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+            instance=opened,
+            asset_selection=[dg.AssetKey(asset)],
+            run_config={
+                "ops": {asset: {"config": {"folder": place, "source": name, "conventions": conventions}}},
+                "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+            },
+            raise_on_error=False,
+        )
+    if not result.success:
+        raise failure(result)
+    taken = result.output_for_node(asset)
+    if as_json:
+        click.echo(json.dumps(taken))
+    else:
+        click.echo(f"{taken['imported']:,} files imported as `{name}` into {settings.lake_uri}")
+        for table, rows in taken["rows"].items():
+            click.echo(f"  {rows:>9,}  {table}")
+    for file in taken["rejected"][:SHOWN]:
+        at = "" if file["offset_in_file"] is None else f", at {file['offset_in_file']:,}"
+        click.echo(harmless(f"rejected {file['path']}{at}: {file['reason']}"), err=True)
+    if len(taken["rejected"]) > SHOWN:
+        click.echo(f"and {len(taken['rejected']) - SHOWN:,} more; all are in the table `imported_files`", err=True)
+    if taken["rejected"]:
+        sys.exit(IN_PART if taken["imported"] else FAILED)
+
+
+def _convention(text: str) -> tuple[str, str]:
+    name, found, value = text.partition("=")
+    if not found or name not in CONVENTIONS:
+        raise SettingsError(
+            f"--convention (={text!r}) must be NAME=TEXT, with one of the names {', '.join(CONVENTIONS)}"
+        )
+    return name, value

@@ -6,6 +6,7 @@
     ├── CaptureError        captures of different layers, or with a window in common, cannot be merged
     ├── CorpusError         the corpus cannot be read, or holds no text
     ├── LakeError           a table is damaged, or rows would break one of its rules
+    ├── FormError           a file is not of the form of another system that it is read as
     └── LanguageModelError  the endpoint cannot be used at all (one failed reply is a row, not an error)
 
 Every message names the value, what was expected and what to do. The command line prints it without a traceback.
@@ -34,6 +35,14 @@ class CorpusError(NeuronLedgerError):
 
 class LakeError(NeuronLedgerError):
     """A table is damaged, or rows would break one of its rules."""
+
+
+class FormError(NeuronLedgerError):
+    """A file is not of its form. `offset` is where, in characters, if a place is to blame."""
+
+    def __init__(self, reason: str, offset: int | None = None) -> None:
+        super().__init__(reason)
+        self.offset = offset
 
 
 class LanguageModelError(NeuronLedgerError):

@@ -6,6 +6,7 @@ LanguageModel  answers requests, each at most once
 Lake           keeps tables
 Partials       keeps what an unfinished forward pass has found so far
 Progress       hears how far a step has come
+Foreign        reads what another system wrote
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ import polars as pl
 
 if TYPE_CHECKING:
     import torch
+
+    from pipeline.imports import Batch
 
 
 @dataclass(frozen=True)
@@ -339,4 +342,22 @@ class Progress(Protocol):
 
     def __call__(self, step: str, done: int, total: int, detail: str = "") -> None:
         """`done` of `total` things of this step are done; a `total` of 0 means that nobody knows how many there are."""
+        ...
+
+
+class Foreign(Protocol):
+    """Files of another system, read a few hundred at a time."""
+
+    def count(self, form: str, place: str) -> int:
+        """How many files (or parts of files) `batches` will have something to say of, as far as that is known."""
+        ...
+
+    def batches(self, form: str, place: str, *, source: str) -> "Iterator[Batch]":
+        """The rows of all files of a form under a folder, or of one file, layer by layer.
+
+        A file that is not of its form comes as rejected, and the others go on.
+
+        Raises:
+            SettingsError: there is nothing of this form there.
+        """
         ...

@@ -40,6 +40,7 @@ MISSING = {
     "server_error": "the endpoint failed to answer",
     "not_requested": "the request was never sent",
     "budget": "the budget of the run was used up before the request was sent",
+    "not_given": "the source of an import leaves it out",
 }
 """Why a value can be missing: the closed list, with the sentence that people see. No other reason is ever stored."""
 
@@ -530,6 +531,191 @@ materializations = Table(
     },
 )
 
+SOURCE = Column(pl.String, "the import that the row is from, by the name it was given")
+imports = Table(
+    name="imports",
+    doc="What was taken over from another system: the form it had, where it was, and what its numbers mean.",
+    key=("source", "files_hash"),
+    by_layer=False,
+    columns={
+        "source": SOURCE,
+        "form": Column(pl.String, "`openai`, `neuronpedia`, `delphi`, `csv` or `jsonl`"),
+        "folder": Column(pl.String, "last part of the folder or file that was read"),
+        "files_hash": Column(pl.String, "tagged hash of the path and content of every file"),
+        "conventions": Column(
+            pl.String,
+            "JSON: site, activation function, number format, normaliser, polarity, as the source declares them",
+        ),
+        "imported": Column(pl.Int64, "files whose rows were taken over"),
+        "rejected": Column(pl.Int64, "files that were not, see `imported_files`"),
+        **MADE,
+    },
+)
+
+imported_files = Table(
+    name="imported_files",
+    doc="A file of another system that was read, and why nothing was taken from it if so.",
+    key=("source", "path", "sha256"),
+    by_layer=False,
+    columns={
+        "source": SOURCE,
+        "path": Column(pl.String, "within the folder that was imported"),
+        "sha256": Column(pl.String, "tagged hash of its bytes; empty if it could not be read"),
+        "size": Column(pl.Int64, "bytes"),
+        "status": Column(pl.String, "`imported` or `rejected`"),
+        "reason": Column(pl.String, "why it was rejected", nullable=True),
+        "offset_in_file": Column(
+            pl.Int64, "where, in characters from its start, if a place is to blame", nullable=True
+        ),
+        **MADE,
+    },
+)
+
+imported_sequences = Table(
+    name="imported_sequences",
+    doc="A sequence of another system: tokens as text, because its files have no ids.",
+    key=("sequence_id",),
+    by_layer=False,
+    columns={
+        "sequence_id": SEQUENCE_ID,
+        "tokens": Column(pl.List(pl.String), "tokens as the source writes them"),
+        **MADE,
+    },
+)
+
+imported_neurons = Table(
+    name="imported_neurons",
+    doc="What another system says of a neuron besides its records: moments, quantiles, related tokens and neurons.",
+    key=("layer", "source", "neuron"),
+    columns={
+        "layer": LAYER,
+        "source": SOURCE,
+        "neuron": NEURON,
+        "mean": Column(pl.Float64, "units of the neuron", nullable=True),
+        "variance": Column(pl.Float64, "squared units of the neuron", nullable=True),
+        "skewness": Column(pl.Float64, "third standardised moment", nullable=True),
+        "kurtosis": Column(pl.Float64, "fourth standardised moment, as the source defines it", nullable=True),
+        "quantile_boundaries": Column(
+            pl.List(pl.Float32),
+            "boundaries of the strata q0, q1, ... in units of the neuron, those that are numbers",
+            nullable=True,
+        ),
+        "token_means": Column(pl.String, "JSON, word for word: tokens by mean activation", nullable=True),
+        "token_weights": Column(pl.String, "JSON, word for word: tokens by weight", nullable=True),
+        "neuron_weights": Column(pl.String, "JSON, word for word: neurons by weight", nullable=True),
+        **MADE,
+    },
+)
+
+imported_records = Table(
+    name="imported_records",
+    doc="An activation record of another system.",
+    key=("layer", "source", "neuron", "polarity", "stratum", "rank"),
+    columns={
+        "layer": LAYER,
+        "source": SOURCE,
+        "neuron": NEURON,
+        "polarity": POLARITY,
+        "stratum": STRATUM,
+        "rank": Column(pl.Int32, "place in the source's list, from 0"),
+        "split": Column(
+            pl.String,
+            "what the source uses the record for, in our words: `explain`, `calibrate`, `score`, `test`, or `none`",
+        ),
+        "sequence_id": Column(pl.String, "the sequence in `imported_sequences`"),
+        "peak": Column(pl.Float32, "strongest activation, units of the neuron"),
+        "activations": Column(
+            pl.List(pl.Float32), "activation at each token, units of the neuron, as the source has it"
+        ),
+        **MADE,
+    },
+)
+
+imported_explanations = Table(
+    name="imported_explanations",
+    doc="What another system, or a person, says of a neuron.",
+    key=("layer", "explanation_id"),
+    sort=("layer", "neuron", "polarity", "source", "explanation_id"),
+    reasons={"text": "missing_because"},
+    columns={
+        "layer": LAYER,
+        "source": SOURCE,
+        "neuron": NEURON,
+        "polarity": POLARITY,
+        "explanation_id": EXPLANATION_ID,
+        "method": Column(pl.String, "how it was made, as the source names it, after the name of the form"),
+        "explainer": Column(pl.String, "who wrote it, as the source says; `unknown` if it does not"),
+        "text": Column(pl.String, "the explanation, word for word", nullable=True),
+        "missing_because": MISSING_BECAUSE,
+        "path": Column(pl.String, "the file, in `imported_files`"),
+        **MADE,
+    },
+)
+
+imported_simulations = Table(
+    name="imported_simulations",
+    doc="A simulation that another system made and kept.",
+    key=("layer", "explanation_id", "simulator", "rank"),
+    sort=("layer", "neuron", "polarity", "explanation_id", "simulator", "rank"),
+    lengths=("expected", "true"),
+    reasons={"expected": "missing_because"},
+    columns={
+        "layer": LAYER,
+        "source": SOURCE,
+        "neuron": NEURON,
+        "polarity": POLARITY,
+        "explanation_id": EXPLANATION_ID,
+        "simulator": Column(pl.String, "what predicted, as the source says; `unknown` if it does not"),
+        "stratum": STRATUM,
+        "rank": Column(pl.Int32, "place in the source's list of sequences, from 0"),
+        "sequence_id": Column(pl.String, "the sequence in `imported_sequences`"),
+        "scale": Column(pl.String, "unit of `expected`: `neuron` (units of the neuron) or `scaled` (0 to 10)"),
+        "expected": Column(pl.List(pl.Float32), "expected activation at each token", nullable=True),
+        "distribution_values": Column(
+            pl.List(pl.List(pl.Float32)), "activations with a known probability, at each token", nullable=True
+        ),
+        "distribution_probabilities": Column(pl.List(pl.List(pl.Float32)), "their probabilities", nullable=True),
+        "true": Column(pl.List(pl.Float32), "true activation at each token, as the source has it"),
+        "missing_because": MISSING_BECAUSE,
+        **MADE,
+    },
+)
+
+imported_scores = Table(
+    name="imported_scores",
+    doc="A score that another system gave, under its own name: never one of ours.",
+    key=("layer", "explanation_id", "simulator", "scorer", "split"),
+    sort=("layer", "neuron", "polarity", "explanation_id", "simulator", "scorer", "split"),
+    reasons={"value": "missing_because"},
+    columns={
+        "layer": LAYER,
+        "source": SOURCE,
+        "neuron": NEURON,
+        "polarity": POLARITY,
+        "explanation_id": EXPLANATION_ID,
+        "simulator": Column(pl.String, "what predicted, or judged, as the source says; `unknown` if it does not"),
+        "scorer": Column(pl.String, "the form's name, a colon and the source's name, such as `openai:ev_correlation`"),
+        "split": Column(pl.String, "the set of sequences, as the source names it, or `all`"),
+        "value": Column(pl.Float64, "the score as it was given", nullable=True),
+        "missing_because": MISSING_BECAUSE,
+        "n_sequences": Column(pl.Int32, "sequences that it was taken over, 0 if the source does not say"),
+        **MADE,
+    },
+)
+
+common_scores = Table(
+    name="common_scores",
+    doc="Our formulas on the simulations of other systems: the same names as in `scores`, so that sources can be compared.",
+    key=scores.key,
+    sort=scores.sort,
+    reasons=scores.reasons,
+    columns={
+        "layer": LAYER,
+        "source": SOURCE,
+        **{name: scores.columns[name] for name in scores.columns if name != "layer"},
+    },
+)
+
 TABLES: dict[str, Table] = {
     table.name: table
     for table in (
@@ -546,6 +732,15 @@ TABLES: dict[str, Table] = {
         scores,
         language_calls,
         materializations,
+        imports,
+        imported_files,
+        imported_sequences,
+        imported_neurons,
+        imported_records,
+        imported_explanations,
+        imported_simulations,
+        imported_scores,
+        common_scores,
     )
 }
 

@@ -2,6 +2,10 @@
 
 import hashlib
 import json
+import shutil
+
+import polars as pl
+import pytest
 
 
 def digests(folder):
@@ -55,3 +59,70 @@ def test_a_lake_without_neurons_and_a_layer_that_is_not_there_are_said(made, tmp
     assert said.exit_code == 2
     assert "there is no 7" in said.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def exported(made, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "out"
+    assert made.type("export", "openai", str(folder)).exit_code == 0
+    return folder
+
+
+def test_what_was_exported_is_imported_beside_ours_and_scores_as_it_did(copied, exported):
+    before = copied.contents()
+    result = copied.type("import", "openai", str(exported), "--convention", "number_format=float32", "--json")
+    assert result.exit_code == 0, result.stderr
+    said = json.loads(result.stdout)
+    assert said["rejected"] == []
+    assert said["conventions"]["number_format"] == "float32"
+    assert {name: value for name, value in copied.contents().items() if value != before[name]}.keys() <= {
+        name for name in before if name.startswith("import")
+    }
+    assert copied.not_fresh() == {}
+    ours = copied.table("explanations").drop_nulls("text").select("layer", "neuron", "text")
+    theirs = copied.table("imported_explanations").select("layer", "neuron", "text")
+    assert sorted(theirs.rows()) == sorted(ours.rows())
+    assert set(copied.table("imported_scores").get_column("scorer")) == {
+        "openai:ev_correlation", "openai:rsquared", "openai:absolute_dev_explained"
+    }  # fmt: skip
+    files = copied.table("imported_files")
+    one = files.row(0, named=True)
+    assert one["sha256"] == "sha256:" + hashlib.sha256((exported / one["path"]).read_bytes()).hexdigest()
+
+    assert "in the table `common_scores`" in copied.type("import", "scores").stdout
+    at = ["layer", "neuron", "scorer", "split"]
+    lookup = copied.table("scores").filter(pl.col("method") == "token-lookup").drop_nulls("value")
+    again = copied.table("common_scores").filter(pl.col("simulator") == "unknown")
+    both = lookup.join(again, on=at, suffix="_again")
+    assert len(both) == len(lookup)
+    assert both.get_column("value").to_list() == pytest.approx(both.get_column("value_again").to_list(), abs=1e-6)
+
+
+def test_an_import_again_changes_nothing_and_another_source_stands_beside_it(copied, exported):
+    for source in ("one", "two", "one"):
+        assert copied.type("import", "openai", str(exported / "explanations" / ".."), "--source", source).exit_code == 0
+    counts = copied.table("imported_records").group_by("source").len().sort("source")
+    assert counts.get_column("source").to_list() == ["one", "two"]
+    assert counts.get_column("len").n_unique() == 1
+    assert copied.table("imports").get_column("source").sort().to_list() == ["one", "two"]
+
+
+def test_bad_files_are_named_with_the_place_and_do_not_stop_the_rest(copied, exported, tmp_path):
+    shutil.copytree(exported / "explanations" / "0", tmp_path / "explanations" / "0")
+    some = sorted((tmp_path / "explanations" / "0").iterdir())
+    some[0].write_text('{"neuron_id": }')
+    result = copied.type("import", "openai", str(tmp_path))
+    assert result.exit_code == 3
+    assert f"rejected explanations/0/{some[0].name}, at 14: no JSON" in result.stderr
+    assert copied.table("imported_explanations").get_column("neuron").n_unique() == len(some) - 1
+    rejected = copied.table("imported_files").filter(pl.col("status") == "rejected")
+    assert rejected.select("path", "offset_in_file").rows() == [(f"explanations/0/{some[0].name}", 14)]
+
+
+def test_wrong_use_of_an_import_is_said(made, tmp_path):
+    said = made.type("import", "openai", str(tmp_path))
+    assert (said.exit_code, "holds no files of the form" in said.stderr) == (2, True)
+    said = made.type("import", "openai", str(tmp_path), "--source", "A B")
+    assert (said.exit_code, "must be small letters" in said.stderr) == (2, True)
+    said = made.type("import", "openai", str(tmp_path), "--convention", "colour=red")
+    assert (said.exit_code, "with one of the names site" in said.stderr) == (2, True)

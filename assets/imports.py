@@ -1,0 +1,264 @@
+"""The assets `import_*`: explanations, records, simulations and scores of another system, in tables of their own.
+
+Each takes a folder over under a name, the `source`. Rows of other sources stay; the same source read again replaces its
+rows of the neurons that are read. What the files are (by hash) and what was rejected (with the reason) is in
+`imported_files`, what the numbers mean in `imports`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import dagster as dg
+import polars as pl
+from pydantic import Field
+
+from assets.spec import OWNERS
+from assets.step import add_record
+from pipeline import imports, openai_import
+from pipeline.imports import BY_LAYER, Batch
+from pipeline.ports import Foreign, Lake, Progress
+from pipeline.provenance import content_hash, identity
+from pipeline.tables import TABLES
+
+CODE_VERSION = "1"
+NEURONS = 1024
+"""Neurons written at a time: each write is a commit of several tables."""
+SEQUENCES = 20_000
+SHOWN = 20
+"""Rejected files that the asset page names."""
+
+FORMS: dict[str, Mapping[str, str]] = {openai_import.FORM: openai_import.CONVENTIONS}
+"""The forms, with what their numbers mean."""
+
+
+@dataclass
+class Taken:
+    """What an import came to."""
+
+    imported: int = 0
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    rows: dict[str, int] = field(default_factory=dict)
+    conventions: Mapping[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for `--json`."""
+        return {
+            "imported": self.imported, "rejected": self.rejected, "rows": self.rows, "conventions": dict(self.conventions)
+        }  # fmt: skip
+
+
+class ImportConfig(dg.Config):
+    """Where the files are, under which name their rows go, and what is known of the numbers besides."""
+
+    folder: str
+    source: str
+    conventions: dict[str, str] = Field(default_factory=dict)
+
+
+def take_over(
+    lake: Lake,
+    foreign: Foreign,
+    progress: Progress,
+    *,
+    form: str,
+    folder: str,
+    source: str,
+    conventions: Mapping[str, str],
+    run_id: str,
+    code: Mapping[str, Any],
+) -> Taken:
+    """Take over everything of a form in a folder.
+
+    Raises:
+        SettingsError: there is nothing of this form.
+        LakeError: the rows cannot be written.
+    """
+    started = datetime.now(UTC)
+    taken = Taken(conventions={**FORMS[form], **conventions})
+    writer = _Writer(
+        lake, source=source, run_id=run_id, record={"form": form, "source": source, "run_id": run_id}, taken=taken
+    )
+    total, done = foreign.count(form, folder), 0
+    hashes: list[tuple[str, str]] = []
+    for batch in foreign.batches(form, folder, source=source):
+        writer.add(batch)
+        for file in batch.files:
+            hashes.append((file["path"], file["sha256"]))
+            if file["status"] == "rejected":
+                taken.rejected.append(file)
+            else:
+                taken.imported += 1
+        done += len(batch.files)
+        progress(f"import {form}", done, total, f"{len(taken.rejected):,} rejected")
+    writer.close()
+    files_hash = content_hash([list(pair) for pair in sorted(hashes)])
+    said = json.dumps(taken.conventions, sort_keys=True)
+    writer.only_add(
+        "imports",
+        pl.DataFrame(
+            [
+                {
+                    "source": source, "form": form, "folder": folder.rstrip("/").rsplit("/", 1)[-1], "files_hash": files_hash,
+                    "conventions": said, "imported": taken.imported, "rejected": len(taken.rejected),
+                    "identity": identity("import", form=form, source=source, files=files_hash, conventions=said),
+                }
+            ]
+        ),
+    )  # fmt: skip
+    add_record(
+        lake,
+        {
+            "commit_uuid": str(uuid4()), "run_id": run_id, "table": "imports", "version": lake.version("imports"),
+            "layer": None, "neurons": None, "step_key": None, "content_hash": files_hash, "rows": sum(taken.rows.values()),
+            "inputs": json.dumps({"files": {"content_hash": files_hash, "version": None}}),
+            "settings": json.dumps({"form": form, "source": source, "conventions": dict(taken.conventions)}, sort_keys=True),
+            "code": json.dumps({**code, "code_version": CODE_VERSION}, sort_keys=True),
+            "environment": "{}", "usage": "{}", "started_at": started, "finished_at": datetime.now(UTC),
+            "status": "done", "error": None,
+        },
+    )  # fmt: skip
+    return taken
+
+
+class _Writer:
+    """Gathers batches until they are worth a commit. Rows of other sources are put back with those that replace them."""
+
+    def __init__(self, lake: Lake, *, source: str, run_id: str, record: Mapping[str, Any], taken: Taken) -> None:
+        self._lake, self._source, self._run_id, self._record, self._taken = lake, source, run_id, record, taken
+        self._waiting: dict[int, list[dict[str, pl.DataFrame]]] = {}
+        self._sequences: list[pl.DataFrame] = []
+        self._known: set[str] = set()
+        self._had = {name: lake.version(name) is not None for name in BY_LAYER}
+
+    def add(self, batch: Batch) -> None:
+        """Take a batch; its sequences and files are written before its rows, which name them."""
+        self._sequence_rows(batch.sequences)
+        files = pl.DataFrame(
+            batch.files, schema={n: k for n, k in TABLES["imported_files"].schema.items() if n in batch.files[0]}
+        )
+        self.only_add(
+            "imported_files",
+            files.with_columns(
+                pl.lit(self._source).alias("source"),
+                pl.Series("identity", [identity("imported_file", **file) for file in batch.files]),
+            ),
+        )
+        layers = {layer for frame in batch.frames.values() for layer in frame.get_column("layer").unique()}
+        for layer in sorted(layers):
+            # Layers come one after the other, so what waits of others is complete.
+            for other in [other for other in self._waiting if other != layer]:
+                self._write(other)
+            self._waiting.setdefault(layer, []).append(
+                {name: frame.filter(pl.col("layer") == layer) for name, frame in batch.frames.items()}
+            )
+            if len(self._neurons(layer)) >= NEURONS:
+                self._write(layer)
+
+    def close(self) -> None:
+        """Write what is left."""
+        for layer in list(self._waiting):
+            self._write(layer)
+        self._flush()
+
+    def only_add(self, table: str, rows: pl.DataFrame) -> None:
+        """Add rows to a table without layers."""
+        self._lake.add(table, rows.with_columns(pl.lit(self._run_id).alias("run_id")), record=self._record)
+
+    def _neurons(self, layer: int) -> list[int]:
+        found = {
+            n
+            for frames in self._waiting[layer]
+            for frame in frames.values()
+            for n in frame.get_column("neuron").unique()
+        }
+        return sorted(found)
+
+    def _write(self, layer: int) -> None:
+        neurons, waiting = self._neurons(layer), self._waiting.pop(layer)
+        self._flush()
+        for name in BY_LAYER:
+            rows = pl.concat([frames[name] for frames in waiting]).with_columns(pl.lit(self._run_id).alias("run_id"))
+            kept = len(rows)
+            if self._had[name]:
+                others = self._lake.read(name, layer=layer, neurons=neurons).filter(pl.col("source") != self._source)
+                rows = pl.concat([others, rows.select(others.columns)])
+            elif rows.is_empty():
+                continue
+            self._lake.replace(name, rows, layer=layer, neurons=neurons, record=self._record, allow_empty=True)
+            self._taken.rows[name] = self._taken.rows.get(name, 0) + kept
+
+    def _sequence_rows(self, rows: pl.DataFrame) -> None:
+        new = rows.filter(~pl.col("sequence_id").is_in(list(self._known))) if self._known else rows
+        self._known.update(new.get_column("sequence_id"))
+        self._sequences.append(new)
+        if sum(map(len, self._sequences)) >= SEQUENCES:
+            self._flush()
+
+    def _flush(self) -> None:
+        rows = pl.concat(self._sequences) if self._sequences else pl.DataFrame()
+        self._sequences = []
+        if len(rows):
+            self.only_add("imported_sequences", rows)
+
+
+def define(code: Mapping[str, Any]) -> list[dg.AssetsDefinition]:
+    """One asset for each form."""
+    return [_asset(form, code) for form in FORMS]
+
+
+def _asset(form: str, code: Mapping[str, Any]) -> dg.AssetsDefinition:
+    @dg.asset(
+        name=f"import_{form}",
+        group_name="imports",
+        code_version=CODE_VERSION,
+        kinds={"polars", "deltalake"},
+        owners=OWNERS,
+        description=f"Files of the form `{form}`, taken over into the tables `imported_*` with their hashes and conventions.",
+    )
+    def imported(
+        context: dg.AssetExecutionContext,
+        config: ImportConfig,
+        lake: dg.ResourceParam[Lake],
+        foreign: dg.ResourceParam[Foreign],
+        progress: dg.ResourceParam[Progress],
+    ) -> dg.MaterializeResult:
+        taken = take_over(
+            lake, foreign, progress, form=form, folder=config.folder, source=config.source,
+            conventions=config.conventions, run_id=context.run.run_id, code=code,
+        )  # fmt: skip
+        return dg.MaterializeResult(value=taken.as_dict(), metadata=dict(_metadata(taken)))
+
+    return imported
+
+
+def _metadata(taken: Taken) -> Iterator[tuple[str, Any]]:
+    yield "files/imported", taken.imported
+    yield "files/rejected", len(taken.rejected)
+    yield "conventions", dg.MetadataValue.json(dict(taken.conventions))
+    yield from ((f"rows/{name}", count) for name, count in taken.rows.items())
+    if taken.rejected:
+        columns = [dg.TableColumn(name=name, type="string") for name in ("path", "reason", "offset_in_file")]
+        records = [
+            dg.TableRecord({column.name: json.dumps(file[column.name]) for column in columns})
+            for file in taken.rejected[:SHOWN]
+        ]
+        yield "rejected", dg.MetadataValue.table(records=records, schema=dg.TableSchema(columns=columns))
+
+
+def rescore(lake: Lake, progress: Progress, *, seed: int, run_id: str) -> int:
+    """Score every imported simulation by our formulas into `common_scores`. Returns how many scores were made."""
+    found = lake.scan("imported_explanations").select("layer").unique().collect().get_column("layer").sort().to_list()
+    made = 0
+    for done, layer in enumerate(found):
+        rows = imports.common_scores(
+            lake.read("imported_explanations", layer=layer), lake.read("imported_simulations", layer=layer), seed=seed
+        )
+        rows = rows.with_columns(pl.lit(run_id).alias("run_id"))
+        lake.replace("common_scores", rows, layer=layer, record={"run_id": run_id}, allow_empty=True)
+        made += len(rows)
+        progress("score imports", done + 1, len(found), f"layer {layer}")
+    return made

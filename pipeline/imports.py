@@ -1,0 +1,269 @@
+"""Imports: what another system found, taken over as rows of tables that are kept apart from ours.
+
+A form's own module (`pipeline.openai_import`, ...) turns the text of one file into a `Found`. Here many of them become
+frames, and the simulations that came with them are scored by our formulas. A file is taken over whole or rejected with
+a reason; no value in it is guessed.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import numpy as np
+import polars as pl
+
+from pipeline.errors import FormError
+from pipeline.provenance import TAG, content_hash, identities, identity, short
+from pipeline.scores import scores
+from pipeline.tables import TABLES
+
+BY_LAYER = (
+    "imported_neurons", "imported_records", "imported_explanations", "imported_simulations", "imported_scores",
+)  # fmt: skip
+
+
+@dataclass
+class Found:
+    """The rows of one file (known by the hash of its bytes), by table, and the sequences that they name."""
+
+    file: str
+    rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    sequences: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, table: str, **row: Any) -> None:
+        """Add one row."""
+        self.rows.setdefault(table, []).append({**row, "file": self.file})
+
+    def sequence(self, tokens: list[str]) -> str:
+        """The id of a sequence of these tokens.
+
+        Raises:
+            FormError: a token holds half a character (a lone surrogate), which no file can hold.
+        """
+        found = sequence_id(tokens)
+        self.sequences.setdefault(found, tokens)
+        return found
+
+
+@dataclass
+class Batch:
+    """The rows of many files as frames, and what became of each file (rows of `imported_files`)."""
+
+    frames: dict[str, pl.DataFrame]
+    sequences: pl.DataFrame
+    files: list[dict[str, Any]]
+
+
+def sequence_id(tokens: Sequence[str]) -> str:
+    """Sixteen hex digits that tell one sequence of tokens from another."""
+    joined = "\0".join(tokens)
+    text = "n" + joined if joined.count("\0") == len(tokens) - 1 else "j" + json.dumps(list(tokens))
+    try:
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    except UnicodeEncodeError as error:
+        raise FormError(
+            f"a token holds half a character: {json.dumps(error.object[error.start : error.end])}"
+        ) from None
+
+
+def batch(found: Iterable[Found], files: list[dict[str, Any]], *, source: str) -> Batch:
+    """Many files as frames, without `run_id`."""
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in BY_LAYER}
+    sequences: dict[str, list[str]] = {}
+    for one in found:
+        for name, some in one.rows.items():
+            rows[name] += some
+        sequences |= one.sequences
+    texts = pl.DataFrame(
+        {"sequence_id": list(sequences), "tokens": list(sequences.values())},
+        schema={"sequence_id": pl.String, "tokens": pl.List(pl.String)},
+    )
+    made = identities("imported_sequence", texts.select("sequence_id"))
+    return Batch(
+        frames={name: _frame(name, some, source=source) for name, some in rows.items()},
+        sequences=texts.with_columns(pl.Series("identity", made, dtype=pl.String)),
+        files=files,
+    )
+
+
+def explanation_id(*, source: str, file: str, layer: int, neuron: int, polarity: str, place: int) -> str:
+    """The id of an explanation: its place in a file of this content."""
+    return short(
+        identity(
+            "imported_explanation", source=source, file=file, layer=layer, neuron=neuron, polarity=polarity, place=place
+        )
+    )
+
+
+def common_scores(explanations: pl.DataFrame, simulations: pl.DataFrame, *, seed: int) -> pl.DataFrame:
+    """Our scores of imported simulations, without `run_id`; of explanations that came with some.
+
+    `random_only` and `top_and_random` are by the strata that the source gives its sequences.
+    """
+    simulated = explanations.join(
+        simulations.select("layer", "explanation_id").unique(), on=["layer", "explanation_id"], how="semi"
+    )
+    adapted = simulations.with_columns(
+        pl.col("rank").cast(pl.String).str.zfill(9).alias("exemplar_id"),
+        pl.col("expected").is_not_null().cast(pl.Float32).alias("coverage"),
+    )
+    rows = scores(adapted, simulated, seed=seed)
+    return rows.join(
+        explanations.select("layer", "explanation_id", "source"), on=["layer", "explanation_id"], how="left"
+    )
+
+
+def _frame(table: str, rows: list[dict[str, Any]], *, source: str) -> pl.DataFrame:
+    """The rows as a frame of the table, with the source, and identities: the file's content, and the place in it."""
+    if table == "imported_neurons":
+        rows = _merged(rows)
+    schema = {name: kind for name, kind in TABLES[table].schema.items() if name not in ("run_id", "identity", "source")}
+    frame = pl.DataFrame([_column(name, [row.get(name) for row in rows], kind) for name, kind in schema.items()])
+    key = [name for name in TABLES[table].key if name != "source"]
+    made_from = frame.select(key).with_columns(
+        pl.col(name).map_elements(content_hash, return_dtype=pl.String) for name in key if name in FREE
+    )
+    files = pl.Series("file", [row["file"] for row in rows], dtype=pl.String)
+    made = identities(table, made_from.with_columns(files), source=source)
+    return frame.with_columns(pl.lit(source, pl.String).alias("source"), pl.Series("identity", made, dtype=pl.String))
+
+
+FREE = ("simulator", "scorer", "split")
+"""Parts of keys that are words of the source."""
+
+
+def _merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each neuron of what several files say of it."""
+    merged: dict[tuple[int, int], dict[str, Any]] = {}
+    for row in rows:
+        at = row["layer"], row["neuron"]
+        before = merged.get(at, {"file": ""})
+        merged[at] = before | row | {"file": f"{before['file']}{row['file']},"}
+    return list(merged.values())
+
+
+def _column(name: str, values: list[Any], kind: Any) -> pl.Series:
+    if (
+        kind == pl.List(pl.Float32)
+        and values
+        and len({-1 if value is None else len(value) for value in values} - {0, -1}) == 1
+    ):
+        # Sequences are mostly of one length, and then they go over as one array.
+        whole = [value for value in values if value is not None and len(value)]
+        if len(whole) == len(values):
+            return pl.Series(name, np.stack(whole)).arr.to_list().cast(kind)
+    if kind == pl.List(pl.Float32):
+        return pl.Series(name, [None if value is None else list(value) for value in values], dtype=kind)
+    return pl.Series(name, values, dtype=kind)
+
+
+# ---- what every form checks of the values that it finds
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text; NaN and infinities, which Python's own writer lets through, come as floats.
+
+    Raises:
+        FormError: the text is no JSON, with the offset; or it is nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise FormError(f"no JSON: {error.msg}", error.pos) from None
+    except RecursionError:
+        raise FormError("no JSON that can be read: it is nested too deeply") from None
+    except ValueError as error:  # a whole number of thousands of digits
+        raise FormError(f"no JSON that can be read: {error}") from None
+
+
+def decode(data: bytes) -> str:
+    """The bytes as UTF-8 text.
+
+    Raises:
+        FormError: they are none; the offset is in bytes.
+    """
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FormError(f"no UTF-8: {error.reason}", error.start) from None
+
+
+def wrong(where: str, expected: str, found: Any) -> NoReturn:
+    """Reject a value: where it is, what was expected, and the beginning of what is there."""
+    said = "nothing" if found is None else json.dumps(found, default=str)[:60]
+    raise FormError(f"{where} must be {expected}, not {said}")
+
+
+def mapping(value: Any, where: str) -> Mapping[str, Any]:
+    """The value, if it is an object."""
+    return value if isinstance(value, dict) else wrong(where, "an object", value)
+
+
+def listing(value: Any, where: str) -> list[Any]:
+    """The value, if it is a list."""
+    return value if isinstance(value, list) else wrong(where, "a list", value)
+
+
+def index(value: Any, where: str) -> int:
+    """The value, if it is a whole number from 0 to 2**31 - 1; as text too, which some files have."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 11:
+        value = int(value)
+    if type(value) is int and 0 <= value < 2**31:
+        return value
+    wrong(where, "a whole number from 0", value)
+
+
+def text(value: Any, where: str) -> str:
+    """The value, if it is text that can be written."""
+    if not isinstance(value, str):
+        wrong(where, "text", value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise FormError(f"{where} holds half a character") from None
+    return value
+
+
+def number(value: Any, where: str) -> float | None:
+    """The value, if it is a number or null. What is not finite is null, as JSON has no other way to say it."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    if type(value) in (int, float) and abs(value) < 1.7e308:
+        return float(value)
+    wrong(where, "a number or null", value)
+
+
+def tokens(value: Any, where: str) -> list[str]:
+    """The value, if it is a list of one text or more."""
+    found = listing(value, where)
+    if set(map(type, found)) != {str}:
+        wrong(
+            where, "a list of texts, and not empty", next((token for token in found if type(token) is not str), found)
+        )
+    return found
+
+
+def numbers(value: Any, where: str, *, count: int | None = None) -> np.ndarray:
+    """The value as float32, if it is a list of finite numbers, as many as `count`."""
+    found = listing(value, where)
+    if count is not None and len(found) != count:
+        raise FormError(f"{where} must have one number for each of {count} tokens, and has {len(found)}")
+    kinds = set(map(type, found))
+    if not kinds <= {int, float}:
+        wrong(where, "a list of numbers", next(one for one in found if type(one) not in (int, float)))
+    with np.errstate(over="ignore"):
+        try:
+            values = np.array(found, dtype=np.float64).astype(np.float32)
+        except OverflowError:
+            raise FormError(f"{where} holds a number that is too large") from None
+    if not np.isfinite(values).all():
+        raise FormError(f"{where} holds a number that is not finite, or too large for 32 bits")
+    return values
+
+
+def file_hash(data: bytes) -> str:
+    """The tagged hash of a file's bytes."""
+    return TAG + hashlib.sha256(data).hexdigest()

@@ -1,0 +1,130 @@
+"""The files of other systems: found by the form of their paths, read and parsed by several processes.
+
+The forms are modules of `pipeline`; here files are opened, and what cannot be opened is a rejected file. Parsing is plain
+Python, so that a place in a bad file can be named; processes make up for it.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import groupby, islice
+from multiprocessing import get_context
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from pipeline import imports, openai_import
+from pipeline.errors import FormError, SettingsError
+from pipeline.imports import Batch, Found
+from pipeline.ports import Foreign
+
+NEURONS = 128
+"""Neurons whose files are a task of one process; the files of a neuron are never in two."""
+AHEAD = 2
+"""Tasks for each process that may be done before their rows are wanted: memory is bounded by them."""
+
+Parse = Callable[..., Found]
+FORMS: dict[str, tuple[re.Pattern[str], Parse]] = {openai_import.FORM: (openai_import.PATH, openai_import.parse)}
+"""For each form of many files what their paths are like, and how one is parsed."""
+
+
+class ForeignFiles(Foreign):
+    """Files below folders of this machine. `processes` is how many parse; as many as there are CPUs unless given."""
+
+    def __init__(self, *, processes: int | None = None) -> None:
+        self._processes = processes or len(os.sched_getaffinity(0))
+
+    def count(self, form: str, place: str) -> int:
+        """How many files of the form there are."""
+        return sum(len(names) for names in _found(form, Path(place)))
+
+    def batches(self, form: str, place: str, *, source: str) -> Iterator[Batch]:
+        """The rows of all files of the form, layer by layer."""
+        root = Path(place)
+        tasks = _found(form, root)
+        if len(tasks) == 1 or self._processes == 1:
+            yield from (parsed(form, root, names, source) for names in tasks)
+            return
+        # A forked process would inherit locks of threads that it does not have.
+        with ProcessPoolExecutor(self._processes, mp_context=get_context("spawn")) as pool:
+            waiting = iter(tasks)
+            running: list[Future[Batch]] = []
+
+            def start(count: int) -> None:
+                running.extend(pool.submit(parsed, form, root, names, source) for names in islice(waiting, count))
+
+            start(self._processes * AHEAD)
+            while running:
+                done = running.pop(0).result()
+                start(1)
+                yield done
+
+
+def parsed(form: str, root: Path, names: Sequence[str], source: str) -> Batch:
+    """The rows of some files, and what became of each."""
+    pattern, parse = FORMS[form]
+    found: list[Found] = []
+    files: list[dict[str, Any]] = []
+    seen: dict[tuple[str, int, int], str] = {}
+    for name in names:
+        row: dict[str, Any] = {
+            "path": name,
+            "sha256": "",
+            "size": 0,
+            "status": "imported",
+            "reason": None,
+            "offset_in_file": None,
+        }
+        files.append(row)
+        try:
+            data = (root / name).read_bytes()
+            row |= {"sha256": imports.file_hash(data), "size": len(data)}
+            match = pattern.fullmatch(name)
+            assert match is not None  # noqa: S101 - it was found by this pattern
+            at = match["kind"], int(match["layer"]), int(match["neuron"])
+            if at in seen:
+                raise FormError(f"{seen[at]} is of the same neuron and was taken")
+            found.append(parse(imports.decode(data), match, source=source, path=name, file=row["sha256"]))
+            seen[at] = name
+        except FormError as error:
+            row |= {"status": "rejected", "reason": str(error), "offset_in_file": error.offset}
+        except OSError as error:
+            row |= {"status": "rejected", "reason": f"it cannot be read: {error.strerror}"}
+    return imports.batch(found, files, source=source)
+
+
+def _found(form: str, root: Path) -> list[list[str]]:
+    """The files of a form as tasks, layer by layer.
+
+    Raises:
+        SettingsError: the folder is none, holds no such files, or several sets of them.
+    """
+    if not root.is_dir():
+        raise SettingsError(f"{root} must be a folder with files of the form `{form}`")
+    pattern, _ = FORMS[form]
+    matches = {name: match for name in _names(root) if (match := pattern.fullmatch(name))}
+    if not matches:
+        raise SettingsError(f"{root} holds no files of the form `{form}`; they would be such as {EXAMPLES[form]}")
+    roots = sorted({match["root"] or "." for match in matches.values()})
+    if len(roots) > 1:
+        raise SettingsError(f"{root} holds several sets of data: {', '.join(roots[:5])}; import one of these folders")
+    neurons: dict[tuple[int, int], list[str]] = {}
+    for name, match in sorted(matches.items()):
+        neurons.setdefault((int(match["layer"]), int(match["neuron"])), []).append(name)
+    tasks: list[list[str]] = []
+    for _, layer in groupby(sorted(neurons), key=itemgetter(0)):
+        of_layer = list(layer)
+        for start in range(0, len(of_layer), NEURONS):
+            tasks.append([name for at in of_layer[start : start + NEURONS] for name in neurons[at]])
+    return tasks
+
+
+EXAMPLES = {openai_import.FORM: "explanations/5/131.jsonl"}
+
+
+def _names(root: Path) -> Iterator[str]:
+    """Every file below a folder, by its path within it."""
+    for folder, _, files in os.walk(root):
+        inside = Path(folder).relative_to(root).as_posix()
+        yield from (name if inside == "." else f"{inside}/{name}" for name in files)
