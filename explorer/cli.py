@@ -196,27 +196,42 @@ def cost(by: str, as_json: bool, **flags: Any) -> None:  # noqa: FBT001 (click p
 
 @main.command()
 @click.option("--layers", "wanted", help="Layers to look at, such as 0-3,7; all of them unless given.")
-@click.option("--json", "as_json", is_flag=True, help="A list of {table, layer, status, cause, recomputed, root}.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="A list of {table, layer, status, cause, recomputed, root, missing: {reason: rows}}.",
+)
 @settings_options
 @reported
 def status(wanted: str | None, as_json: bool, **flags: Any) -> None:  # noqa: FBT001 (click passes flags by name)
-    """Which tables of which layers are fresh, stale (and why), missing or failed."""
+    """Which tables of which layers are fresh, stale (and why), missing or failed, and which rows have no value and why."""
     from assets.definitions import open_lake, open_project, open_subject
     from assets.freshness import states, summary
     from explorer import terminal
+    from pipeline.summary import REASONED, without_value
 
     settings = load(**flags)
     subject = open_subject(settings)
     project = open_project(settings, subject)
     layers = layer_range(wanted, len(project.n_neurons))
-    rows = summary(states(open_lake(settings), project, _outside(settings, subject), layers=layers))
+    lake = open_lake(settings)
+    rows = summary(states(lake, project, _outside(settings, subject), layers=layers))
+    missing = without_value({table: lake.scan(table) for table in REASONED}, layers=layers)
     if as_json:
-        click.echo(json.dumps(rows.to_dicts()))
+        reasons: dict[tuple[str, int | None], dict[str, int]] = {}
+        for table, layer, reason, count in missing.drop("of").iter_rows():
+            reasons.setdefault((table, layer), {})[reason] = count
+        found = [row | {"missing": reasons.get((row["table"], row["layer"]), {})} for row in rows.to_dicts()]
+        click.echo(json.dumps(found))
         return
     console = screen()
     console.print(terminal.states(rows))
     for line in terminal.causes(rows):
         console.print(line)
+    if len(missing):
+        for part in ("", terminal.without_value(missing), *terminal.reasons(missing)):
+            console.print(part)
 
 
 @main.command()

@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from explorer.neuron import Excerpt, Neuron, Said, Side
-from pipeline.summary import best, by_layer, distribution
+from pipeline.summary import REASONED, best, by_layer, distribution
+from pipeline.tables import MISSING
 
 if TYPE_CHECKING:
     from assets.plan import Planned
@@ -216,6 +217,29 @@ def causes(rows: pl.DataFrame) -> list[Text]:
     return lines
 
 
+def without_value(rows: pl.DataFrame) -> Table:
+    """How many rows have no value and why, by layer, of how many; the commonest reason of each table first."""
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("rows without a value")
+    table.add_column("because")
+    layers = rows.get_column("layer").unique().sort().to_list()
+    for layer in layers:
+        table.add_column(f"layer {layer}", justify="right")
+    order = rows.group_by("table", "missing_because").agg(pl.col("rows").sum())
+    order = order.join(pl.DataFrame({"table": REASONED, "place": range(len(REASONED))}), on="table")
+    order = order.sort("place", "rows", "missing_because", descending=[False, True, False])
+    for name, reason in order.select("table", "missing_because").iter_rows():
+        chosen = rows.filter(table=name, missing_because=reason)
+        found = {layer: f"{count:,} of {of:,}" for layer, count, of in chosen.select("layer", "rows", "of").iter_rows()}
+        table.add_row(name, reason, *(found.get(layer, "") for layer in layers))
+    return table
+
+
+def reasons(rows: pl.DataFrame) -> list[Text]:
+    """What the reasons mean, a line each."""
+    return [Text(f"{reason}: {MISSING[reason]}", style="dim") for reason in sorted(set(rows["missing_because"]))]
+
+
 def money(usd: float | None) -> str:
     """US dollars, small ones with the digits that they need."""
     if usd is None:
@@ -342,7 +366,8 @@ def _scores(said: Said) -> Table:
             value = f"none, because {score['missing_because']}"
         else:
             interval = "" if score["ci_low"] is None else f" [{score['ci_low']:.3f}, {score['ci_high']:.3f}]"
-            value = f"{score['value']:.3f}{interval}"
+            chance = "" if score["p_value"] is None else f" p {score['p_value']:.3f}"
+            value = f"{score['value']:.3f}{interval}{chance}"
         failed = f", {score['n_failed']} failed" if score["n_failed"] else ""
         table.add_row(
             score["scorer"],

@@ -1,6 +1,11 @@
-"""Summary: how far each layer has come, and how well its neurons are explained."""
+"""Summary: how far each layer has come, how well its neurons are explained, and what could not be said of them."""
+
+from collections.abc import Mapping, Sequence
 
 import polars as pl
+
+REASONED = ("explanations", "simulations", "scores")
+"""Tables of whose rows some have no value, and say why."""
 
 MAIN = (pl.col("scorer") == "ev_correlation") & (pl.col("split") == "top_and_random")
 """The score that is meant when nothing else is said: correlation over the strongest and the random sequences."""
@@ -24,6 +29,27 @@ def by_layer(statistics: pl.DataFrame, explanations: pl.DataFrame, scores: pl.Da
         )
         frame = frame.join(medians, on="layer", how="left")
     return frame.sort("layer")
+
+
+def without_value(tables: Mapping[str, pl.LazyFrame], *, layers: Sequence[int]) -> pl.DataFrame:
+    """Of each table of `REASONED` and each of these layers, how many rows have no value for each reason, of how many.
+
+    Columns `table`, `layer`, `missing_because`, `rows`, `of`; nothing where every row has its value.
+    """
+    counts = [
+        rows.filter(pl.col("layer").is_in(layers))
+        .group_by("layer", "missing_because")
+        .agg(pl.len().cast(pl.Int64).alias("rows"))
+        .with_columns(pl.lit(table).alias("table"), pl.col("rows").sum().over("layer").alias("of"))
+        for table, rows in tables.items()
+    ]
+    return (
+        pl.concat(counts)
+        .filter(pl.col("missing_because").is_not_null())
+        .select("table", "layer", "missing_because", "rows", "of")
+        .collect()
+        .sort("table", "layer", "rows", "missing_because", descending=[False, False, True, False])
+    )
 
 
 def distribution(scores: pl.DataFrame, method: str, *, bins: int = 20) -> tuple[list[int], int]:

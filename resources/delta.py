@@ -16,9 +16,9 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -708,9 +708,13 @@ def _delta_type(kind: Type) -> PrimitiveType | ArrayType:
     return PrimitiveType(_DELTA_TYPES[kind])
 
 
-def rules(spec: Table) -> dict[str, str | None]:
-    """Properties and constraints that a table must have."""
-    return PROPERTIES | {f"delta.constraints.{name}": rule for name, rule in _constraints(spec).items()}
+def rules(spec: Table, *, columns: Collection[str] | None = None) -> dict[str, str | None]:
+    """Properties and constraints that a table must have, one with these columns only if an older version made it."""
+    had = {
+        name: column for name, column in spec.columns.items() if not column.added or name in (columns or spec.columns)
+    }
+    declared = replace(spec, columns=had)
+    return PROPERTIES | {f"delta.constraints.{name}": rule for name, rule in _constraints(declared).items()}
 
 
 def _absent(spec: Table, found: DeltaTable) -> list[str]:

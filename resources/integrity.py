@@ -58,6 +58,7 @@ class Log:
     live: dict[str, int] = field(default_factory=dict)
     """Each data file that counts, with the version that added it: by the commits alone, from the first to the last."""
     configuration: dict[str, str] = field(default_factory=dict)
+    columns: Sequence[str] = ()
     faults: Sequence[str] = ()
 
 
@@ -221,7 +222,7 @@ def _properties(logs: Sequence[Log]) -> Check:
         if not log.commits:
             continue
         known += 1
-        for name, value in rules(declaration(log.table)).items():
+        for name, value in rules(declaration(log.table), columns=log.columns).items():
             stored = log.configuration.get(name)
             # Delta writes a constraint of one term without its brackets.
             if stored is None or _bare(stored) != _bare(str(value)):
@@ -238,6 +239,7 @@ def _log(folder: Path) -> Log:
     faults: list[str] = []
     live: dict[str, int] = {}
     configuration: dict[str, str] = {}
+    columns: list[str] = []
     name = folder.name
     for missing in sorted(set(range(max(commits, default=-1) + 1)) - set(commits)):
         faults.append(f"{name} version {missing} is missing between others")
@@ -255,7 +257,9 @@ def _log(folder: Path) -> Log:
                 live[unquote(action["add"]["path"])] = version
             if "metaData" in action:
                 configuration = dict(action["metaData"].get("configuration", {}))
-    return Log(name, folder, commits, live, configuration, faults)
+                schema = json.loads(action["metaData"].get("schemaString", "{}"))
+                columns = [column["name"] for column in schema.get("fields", ())]
+    return Log(name, folder, commits, live, configuration, columns, faults)
 
 
 def _actions(path: Path) -> list[dict[str, Any]] | None:

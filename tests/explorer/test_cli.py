@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from explorer.cli import layer_range, main
 from pipeline.checks import Finding
 from pipeline.errors import SettingsError, SubjectError
 from pipeline.ports import Request
-from pipeline.tables import TABLES
+from pipeline.tables import MISSING, TABLES
 from pipeline.testing import GROUPS, ScriptedLanguageModel
 from resources.delta import DeltaLake
 from resources.settings import Settings, load
@@ -796,3 +797,16 @@ def test_the_ui_listens_on_this_machine_alone_and_sees_the_settings(tmp_path, mo
 def test_the_ui_takes_no_port_that_is_none():
     for port in ("0", "65536", "http"):
         assert CliRunner().invoke(main, ["ui", "--port", port]).exit_code == 2
+
+
+def test_status_counts_the_rows_without_a_value_by_reason(told):
+    found = {(row["table"], row["layer"]): row["missing"] for row in json.loads(told.type("status", "--json").stdout)}
+    for (table, layer), missing in found.items():
+        rows = told.table(table, layer=layer) if layer is not None else told.table(table)
+        reasons = rows["missing_because"].drop_nulls().to_list() if "missing_because" in rows.columns else []
+        assert missing == Counter(reasons)
+    assert found["explanations", 1]["refused"] == 1
+    shown = told.type("status").stdout
+    assert re.search(r"explanations +refused +1 of \d+", shown)
+    assert f"refused: {MISSING['refused']}" in shown
+    assert '"missing": {}' in told.type("status", "--layers", "0", "--json").stdout

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.summary import best, by_layer, distribution
+from pipeline.summary import best, by_layer, distribution, without_value
 
 STATISTICS = {"layer": pl.Int32, "neuron": pl.Int32, "dead": pl.Boolean}
 SAID = {
@@ -108,3 +108,12 @@ def test_equals_are_told_in_the_order_of_neurons():
     rows = [(0, neuron, "+", str(neuron), "m", 0.5) for neuron in range(40)]
     found = best(scores(*rows[::-1]), said(), count=5)
     assert found["neuron"].to_list() == [0, 1, 2, 3, 4]
+
+
+def test_rows_without_a_value_are_counted_by_table_layer_and_reason():
+    rows = pl.DataFrame(
+        {"layer": [0, 0, 0, 1, 2], "missing_because": ["refused", None, "refused", "dead_neuron", "refused"]},
+        schema={"layer": pl.Int32, "missing_because": pl.String},
+    )
+    found = without_value({"scores": rows.lazy(), "explanations": rows.clear().lazy()}, layers=[0, 1])
+    assert found.rows() == [("scores", 0, "refused", 2, 3), ("scores", 1, "dead_neuron", 1, 1)]

@@ -18,6 +18,7 @@ from pipeline.errors import LakeError
 from pipeline.tables import TABLES, Table
 from resources import delta
 from resources.delta import DeltaLake, Slice, collect
+from resources.integrity import integrity
 
 FEW = settings(max_examples=12, deadline=None)
 
@@ -519,6 +520,7 @@ def test_a_lake_made_before_a_column_was_added_is_read_and_written(
 
     old = lake.read("scores")
     assert old.select("value", "p_value").rows() == [(1.0, None)]
+    assert {check.id: check.outcome for check in integrity(lake)[0]}["A6"] == "clean"
     if killed:
         DeltaTable(f"{lake.uri}/scores").alter.drop_constraint("finite")
     lake.replace("scores", scores(1, {0: 2.0}), layer=1, record={})
@@ -528,6 +530,7 @@ def test_a_lake_made_before_a_column_was_added_is_read_and_written(
     stored = DeltaTable(f"{lake.uri}/scores").metadata().configuration["delta.constraints.finite"]
     assert "p_value" in stored
     assert lake.version("scores") == DeltaTable(f"{lake.uri}/scores").version()
+    assert {check.id: check.outcome for check in integrity(lake)[0]}["A6"] == "clean"
 
 
 def test_a_writer_killed_while_it_made_a_table_is_no_harm(lake: DeltaLake) -> None:
