@@ -4,16 +4,19 @@ The forms are modules of `pipeline`: here tables are read, handed over, and the 
 gives the same bytes: nothing of the day, the machine or the run enters.
 """
 
+import hashlib
+import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import polars as pl
 
-from pipeline import openai_format
+from pipeline import csv_format, huggingface_format, openai_format
 from pipeline.capture import PER_SPLIT
 from pipeline.errors import LakeError
 from pipeline.ports import Lake, Progress
+from pipeline.tables import SPLITS, TABLES
 
 CHUNK = 256
 """Neurons read at a time."""
@@ -92,6 +95,100 @@ def openai(lake: Lake, folder: Folder, progress: Progress, *, layers: Sequence[i
     return about
 
 
+def huggingface(
+    lake: Lake,
+    folder: Folder,
+    progress: Progress,
+    *,
+    layers: Sequence[int] | None = None,
+    name: str | None = None,
+    licence: str = "unknown",
+    version: str = "1.0.0",
+) -> dict[str, Any]:
+    """Write the lake as a dataset for the Hugging Face hub. Returns what was written.
+
+    Raises:
+        LakeError: the lake has no captured neurons in those layers.
+    """
+    found = _neurons(lake, layers)
+    files: list[tuple[str, str, str, int]] = []
+    rows: dict[str, int] = {}
+    for done, table in enumerate(huggingface_format.PUBLISHED):
+        for place, frame in _slices(lake, table, found):
+            buffer = io.BytesIO()
+            frame.select(huggingface_format.columns(table)).write_parquet(buffer, compression="zstd", statistics=True)
+            data, path = buffer.getvalue(), f"data/{table}/{place}.parquet"
+            folder.write(path, data)
+            files.append((table, path, hashlib.sha256(data).hexdigest(), len(data)))
+            rows[table] = rows.get(table, 0) + len(frame)
+        progress("export huggingface", done + 1, len(huggingface_format.PUBLISHED), table)
+    about = described(lake, layers=list(found))
+    inside = pl.col("layer").is_in(list(found))
+
+    def counted(table: str, *names: str) -> pl.DataFrame:
+        return lake.scan(table).filter(inside).select(names).collect()
+
+    said = counted("explanations", "method", "explainer", "missing_because")
+    played = counted("simulations", "simulator", "missing_because")
+    scored = counted("scores", "method", "scorer", "split", "value", "missing_because")
+    about |= {
+        "format": "huggingface", "files": {"data files": len(files)}, "rows": rows,
+        "not_carried": list(huggingface_format.NOT_CARRIED),
+        "explainers": sorted(set(said.get_column("explainer")) - {"none"}),
+        "simulators": sorted(set(played.get_column("simulator"))),
+    }  # fmt: skip
+    title = name or f"Neurons of {about['subject']}, explained"
+    splits = lake.scan("sequences").group_by("split").len().collect()
+    card = huggingface_format.card(
+        about=about, name=title, licence=licence, rows=rows,
+        splits=dict(sorted(splits.iter_rows(), key=lambda pair: SPLITS.index(pair[0]))),
+        missing=huggingface_format.failures(said, played, scored), medians=huggingface_format.summary(scored),
+    )  # fmt: skip
+    folder.write("README.md", card.encode())
+    described_as = huggingface_format.croissant(about=about, name=title, licence=licence, version=version, files=files)
+    folder.write("croissant.json", _json(described_as))
+    folder.write("neuronledger.json", _json(about))
+    return about
+
+
+def csv(lake: Lake, folder: Folder, progress: Progress, *, layers: Sequence[int] | None = None) -> dict[str, Any]:
+    """Write explanations, scores and statistics of each neuron as CSV, a file for each. Returns what was written.
+
+    Raises:
+        LakeError: the lake has no captured neurons in those layers.
+    """
+    found = _neurons(lake, layers)
+    rows: dict[str, int] = {}
+    for done, table in enumerate(csv_format.WRITTEN):
+        parts: list[bytes] = []
+        for _, frame in _slices(lake, table, found):
+            parts.append(csv_format.text(table, frame, header=not parts).encode())
+            rows[table] = rows.get(table, 0) + len(frame)
+        folder.write(f"{table}.csv", b"".join(parts))
+        progress("export csv", done + 1, len(csv_format.WRITTEN), table)
+    about = {
+        **described(lake, layers=list(found)), "format": "csv", "files": rows, "not_carried": list(csv_format.NOT_CARRIED)
+    }  # fmt: skip
+    folder.write("neuronledger.json", _json(about))
+    return about
+
+
+def _slices(lake: Lake, table: str, found: Mapping[int, Sequence[int]]) -> Iterator[tuple[str, pl.DataFrame]]:
+    """The rows of a table, as many as fit into memory at a time, each with a name for its file; none that are empty."""
+    declared = TABLES[table]
+    if not declared.by_layer:
+        rows = lake.read(table)
+        if len(rows):
+            yield "000", rows
+        return
+    for layer, neurons in found.items():
+        parts = _chunks(neurons, size=1024) if "neuron" in declared.columns else iter([None])
+        for place, some in enumerate(parts):
+            rows = lake.read(table, layer=layer, neurons=some)
+            if len(rows):
+                yield f"layer-{layer:02d}-{place:03d}", rows
+
+
 def described(lake: Lake, *, layers: Sequence[int]) -> dict[str, Any]:
     """What any export says of where it is from: subject, conventions, and the version of each table that was read."""
     sites = lake.read("subject_layers")
@@ -109,6 +206,7 @@ def described(lake: Lake, *, layers: Sequence[int]) -> dict[str, Any]:
             "splits": "by document",
         },
         "layers": list(layers),
+        "date": made.get_column("finished_at").sort().dt.to_string("%Y-%m-%d").item(-1) if len(made) else None,
         "tables": {name: lake.version(name) for name in TABLES_READ},
     }
 
@@ -131,9 +229,9 @@ def _neurons(lake: Lake, layers: Sequence[int] | None) -> dict[int, list[int]]:
     return {layer: list(neurons) for layer, neurons in found.iter_rows()}
 
 
-def _chunks(neurons: Sequence[int]) -> Iterator[list[int]]:
-    for start in range(0, len(neurons), CHUNK):
-        yield list(neurons[start : start + CHUNK])
+def _chunks(neurons: Sequence[int], *, size: int = CHUNK) -> Iterator[list[int]]:
+    for start in range(0, len(neurons), size):
+        yield list(neurons[start : start + size])
 
 
 def _words(lake: Lake) -> pl.Series:

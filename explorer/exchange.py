@@ -50,6 +50,34 @@ def export_openai(folder: Path, wanted: str | None, replace: bool, as_json: bool
     _export(exports.openai, folder, wanted, replace=replace, as_json=as_json, flags=flags)
 
 
+@export_group.command("huggingface")
+@click.option("--name", help="Title of the dataset.")
+@click.option(
+    "--license", "licence", default="unknown", show_default=True, help="Licence of the tables, such as cc-by-4.0."
+)
+@click.option("--version", default="1.0.0", show_default=True, help="Version of the dataset.")
+@export_options
+@settings_options
+@reported
+def export_huggingface(folder: Path, wanted: str | None, replace: bool, as_json: bool, **given: Any) -> None:  # noqa: FBT001
+    """A dataset for the Hugging Face hub: Parquet by table, a card, and its description in Croissant."""
+    from assets import exports
+
+    more = {name: given.pop(name) for name in ("name", "licence", "version")}
+    _export(exports.huggingface, folder, wanted, replace=replace, as_json=as_json, flags=given, **more)
+
+
+@export_group.command("csv")
+@export_options
+@settings_options
+@reported
+def export_csv(folder: Path, wanted: str | None, replace: bool, as_json: bool, **flags: Any) -> None:  # noqa: FBT001
+    """Explanations, scores and statistics as CSV."""
+    from assets import exports
+
+    _export(exports.csv, folder, wanted, replace=replace, as_json=as_json, flags=flags)
+
+
 def _export(
     write: Any, folder: Path, wanted: str | None, *, replace: bool, as_json: bool, flags: Mapping[str, Any], **more: Any
 ) -> None:

@@ -7,6 +7,8 @@ import shutil
 import polars as pl
 import pytest
 
+from pipeline.tables import TABLES
+
 
 def digests(folder):
     return {
@@ -126,3 +128,61 @@ def test_wrong_use_of_an_import_is_said(made, tmp_path):
     assert (said.exit_code, "must be small letters" in said.stderr) == (2, True)
     said = made.type("import", "openai", str(tmp_path), "--convention", "colour=red")
     assert (said.exit_code, "with one of the names site" in said.stderr) == (2, True)
+
+
+@pytest.fixture(scope="module")
+def published(made, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published") / "out"
+    result = made.type("export", "huggingface", str(folder), "--license", "cc-by-4.0")
+    assert result.exit_code == 0, result.stderr
+    return folder
+
+
+@pytest.mark.parametrize("table", ["scores", "exemplars", "sequences", "vocabulary"])
+def test_a_published_table_is_the_table(made, published, table):
+    rows = pl.read_parquet(published / "data" / table / "*.parquet")
+    declared = TABLES[table]
+    assert declared.conform(rows).equals(made.table(table))
+
+
+def test_the_same_lake_is_published_with_the_same_bytes(made, published, tmp_path):
+    made.type("export", "huggingface", str(tmp_path / "again"), "--license", "cc-by-4.0")
+    assert digests(tmp_path / "again") == digests(published)
+
+
+def test_the_description_of_a_dataset_has_the_hash_of_each_of_its_files(published):
+    found = json.loads((published / "croissant.json").read_text())
+    named = {one["contentUrl"]: one["sha256"] for one in found["distribution"] if "sha256" in one}
+    assert named == {name: digest for name, digest in digests(published).items() if name.startswith("data/")}
+
+
+def test_a_description_is_valid_and_its_records_can_be_read(published):
+    mlcroissant = pytest.importorskip("mlcroissant")
+    dataset = mlcroissant.Dataset(jsonld=published / "croissant.json")
+    assert not dataset.metadata.issues.errors
+    first = next(iter(dataset.records(record_set="scores")))
+    assert first["scores/layer"] == 0
+
+
+def test_the_hub_library_loads_each_table(published, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.load_dataset(str(published), "scores", split="train", cache_dir=str(tmp_path))
+    assert len(rows) == len(pl.read_parquet(published / "data" / "scores" / "*.parquet"))
+
+
+def test_the_card_is_one_that_the_hub_reads(published):
+    hub = pytest.importorskip("huggingface_hub")
+    data = hub.DatasetCard.load(published / "README.md").data.to_dict()
+    assert data["license"] == "cc-by-4.0"
+    assert data["configs"][0]["config_name"] == "scores"
+
+
+def test_what_is_written_as_csv_is_what_the_tables_hold(made, tmp_path):
+    assert made.type("export", "csv", str(tmp_path / "out"), "--layers", "0").exit_code == 0
+    rows = pl.read_csv(tmp_path / "out" / "explanations.csv", infer_schema=False)
+    ours = made.table("explanations", layer=0)
+    assert rows.columns[:3] == ["neuron", "explanation", "author"]
+    assert rows.get_column("neuron").to_list() == [f"0:{neuron}" for neuron in ours.get_column("neuron")]
+    assert rows.get_column("explanation").to_list() == ours.get_column("text").to_list()
+    scores = pl.read_csv(tmp_path / "out" / "scores.csv", schema_overrides={"value": pl.Float64})
+    assert scores.get_column("value").to_list() == made.table("scores", layer=0).get_column("value").to_list()
