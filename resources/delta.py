@@ -168,12 +168,17 @@ class DeltaLake(Lake):
             raise LakeError(
                 f"`uri` (={text!r}) must be a folder such as `lake`, or a prefix such as `s3://bucket/lake`"
             )
-        self._folder = None if "://" in text else Path(text).expanduser().resolve()
-        text = text if self._folder is None else str(self._folder)
-        if wrong := {letter for letter in text if letter in SYNTAX or not letter.isprintable()}:
-            raise LakeError(f"`uri` (={text!r}) must not hold any of {sorted(wrong)}; choose another folder or prefix")
+        _without_syntax(text, text)
+        try:
+            self._folder = None if "://" in text else Path(text).expanduser().resolve()
+        except RuntimeError as error:
+            raise LakeError(f"`uri` (={text!r}) names no folder: {error}; write it in full") from error
+        if self._folder is not None:
+            text = _without_syntax(str(self._folder), text)
         self.uri = text.rstrip("/")
         self._opened: dict[str, tuple[_Log | str, DeltaTable]] = {}
+        self._whole: dict[str, _Log] = {}
+        """The commits of each table that were looked at."""
         self.ledger = None if self._folder is None else Ledger(self._folder)
         """Its line seals each commit; an object store has none."""
 
@@ -533,7 +538,9 @@ class DeltaLake(Lake):
             raise LakeError(f"the table {self._at(spec)} {what}: {_said(error)}") from error
         except BaseException as error:  # noqa: BLE001 - a Rust panic is no Exception
             what = "is damaged or out of reach" if version is None else f"has no version {version}, or is damaged"
-            raise LakeError(f"the table {self._at(spec)} {what}: {_said(error)}") from _failure(error)
+            cause = _failure(error)
+            said = f"{_said(error)}{self._damaged_checkpoint(spec)}"
+            raise LakeError(f"the table {self._at(spec)} {what}: {said}") from cause
         stored = {field.name: field.type for field in found.schema().fields}
         declared = {field.name: field.type for field in _delta_schema(spec).fields}
         if stored != {name: kind for name, kind in declared.items() if name not in _absent(spec, found)}:
@@ -550,22 +557,61 @@ class DeltaLake(Lake):
     def _log(self, spec: Table) -> _Log:
         """Every commit file of a table in a local folder, by name, place, size and time.
 
-        A power cut can leave a commit without bytes, and Delta then goes on as if its rows had never been.
+        A power cut can leave a commit without bytes, or with its first lines only, and Delta then goes on as if its rows
+        had never been. So each commit is looked at once.
+
+        Raises:
+            LakeError: a commit is cut, or there is none between two others.
         """
         found = set()
-        if self._folder is not None:
-            with suppress(FileNotFoundError), os.scandir(self._folder / spec.name / "_delta_log") as entries:
+        if self._folder is None:
+            return frozenset()
+        folder = self._folder / spec.name / "_delta_log"
+        try:
+            with suppress(FileNotFoundError), os.scandir(folder) as entries:
                 for entry in entries:
-                    if not entry.name.endswith(".json"):
-                        continue
-                    status = entry.stat()
-                    if not status.st_size:
-                        raise LakeError(
-                            f"the commit {entry.path} has no bytes, as after a power cut, and its rows would be missing; "
-                            "restore it from a copy, or remove it if it is the newest, and run again"
-                        )
-                    found.add((entry.name, status.st_ino, status.st_size, status.st_mtime_ns))
-        return frozenset(found)
+                    if entry.name.endswith(".json"):
+                        status = entry.stat()
+                        found.add((entry.name, status.st_ino, status.st_size, status.st_mtime_ns))
+        except OSError as error:
+            raise LakeError(f"the table {self._at(spec)} cannot be read: {error}") from error
+        versions = {int(name[:-5]) for name, *_ in found if name[:-5].isdigit()}
+        for version in set(range(min(versions, default=0), max(versions, default=0))) - versions:
+            # One that came while the folder was read may be left out of what was read.
+            if not (folder / f"{version:020}.json").exists():
+                raise LakeError(
+                    f"the commit {folder}/{version:020}.json is gone, and later ones are there; restore it from a copy"
+                )
+        for name, *_ in found - self._whole.get(spec.name, frozenset()):
+            try:
+                reason = _cut((folder / name).read_bytes())
+            except OSError as error:
+                reason = f"cannot be read ({error})"
+            if reason is not None:
+                raise LakeError(
+                    f"the commit {folder}/{name} {reason}, as after a power cut, and its rows would be missing; "
+                    "restore it from a copy, or remove it if it is the newest, and run again"
+                )
+        self._whole[spec.name] = frozenset(found)
+        return self._whole[spec.name]
+
+    def _damaged_checkpoint(self, spec: Table) -> str:
+        """What to do about a checkpoint that cannot be read, in words; nothing if there is none."""
+        if self._folder is None:
+            return ""
+        log = self._folder / spec.name / "_delta_log"
+        if (log / "_last_checkpoint").exists() and not any(log.glob("*.checkpoint*.parquet")):
+            return "; remove `_last_checkpoint` in its `_delta_log`, and nothing is lost, since all commits are kept"
+        for path in sorted(log.glob("*.checkpoint*.parquet")):
+            try:
+                pl.read_parquet(path)
+            except BaseException as error:  # noqa: BLE001 - a Rust panic is no Exception
+                _failure(error)
+                return (
+                    f"; its checkpoint {path.name} cannot be read: remove that and `_last_checkpoint` beside it, and nothing "
+                    "is lost, since all commits are kept"
+                )
+        return ""
 
     def _actions(self, spec: Table, version: int) -> list[dict[str, Any]]:
         """The actions of one commit, from its own file."""
@@ -602,6 +648,12 @@ class _LocalTable(DeltaTable):
 
     def file_uris(self, *args: Any, **kwargs: Any) -> list[str]:
         return [unquote(uri) for uri in super().file_uris(*args, **kwargs)]
+
+
+def _without_syntax(address: str, given: str) -> str:
+    if wrong := {letter for letter in address if letter in SYNTAX or not letter.isprintable()}:
+        raise LakeError(f"`uri` (={given!r}) must not hold any of {sorted(wrong)}; choose another folder or prefix")
+    return address
 
 
 def declaration(table: str) -> Table:
@@ -642,6 +694,23 @@ def _record_json(record: Mapping[str, Any]) -> str:
         return json.dumps(dict(record), sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise LakeError(f"the record of a write must be JSON, but {error}: {record!r}") from error
+
+
+def _cut(commit: bytes) -> str | None:
+    """Why a commit is not as it was written, None if it is: it states how many files it adds and removes."""
+    if not commit:
+        return "has no bytes"
+    try:
+        actions = [json.loads(line) for line in commit.split(b"\n") if line]
+        information: list[dict[str, Any]] = [action["commitInfo"] for action in actions if "commitInfo" in action]
+    except (ValueError, TypeError):
+        return "is damaged"
+    stated = information[0].get("operationMetrics", {}) if information else {}
+    for kind, name in (("add", "num_added_files"), ("remove", "num_removed_files")):
+        here = sum(kind in action for action in actions)
+        if stated.get(name, here) != here:
+            return f"has {here} of {stated[name]} lines that {kind} a file"
+    return None
 
 
 def _entry(version: int, actions: list[dict[str, Any]]) -> dict[str, Any]:

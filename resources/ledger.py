@@ -23,7 +23,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,11 +91,14 @@ class Ledger:
         """Before a write: whether its line could follow.
 
         Raises:
-            LakeError: the ledger is damaged.
+            LakeError: the ledger is damaged, or cannot be read or written.
         """
-        if self.path.exists():
-            with self._lock():
-                self._catch_up()
+        try:
+            if self.path.exists():
+                with self._lock():
+                    self._catch_up()
+        except OSError as error:
+            raise LakeError(f"nothing was written, because the ledger {self.path} cannot be used: {error}") from error
 
     def head(self) -> str | None:
         """The hash of the last line; None if there is no ledger."""
@@ -118,11 +121,20 @@ class Ledger:
         seq, prev = self._last
         line = link(content, seq=seq + 1, prev=prev)
         is_new = not self.path.exists()
-        with self.path.open("ab") as file:
-            file.write(written(line).encode("ascii") + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-            self._read = file.tell()
+        # No buffer: on a full disk one would be written again when the file is closed, after the half that found room.
+        with self.path.open("ab", buffering=0) as file:
+            start = os.fstat(file.fileno()).st_size
+            rest = memoryview(written(line).encode("ascii") + b"\n")
+            self._read = start + len(rest)
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except OSError:
+                self._read = start
+                with suppress(OSError):
+                    file.truncate(start)
+                raise
         if is_new:
             for folder in (self.path.parent, self._lake):
                 _fsync_folder(folder)
