@@ -1,25 +1,86 @@
-"""The Dagster instance: where runs and events are kept, one folder for each lake."""
+"""The Dagster instance: where runs and events are kept, one folder for each lake.
 
+Events are in SQLite in that folder, or, with an address in `NEURONLEDGER_POSTGRES_URL`, in a database that several
+machines share; each of them still has a folder of its own, for logs and what an unfinished forward pass has found.
+"""
+
+import importlib.util
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
+from urllib.parse import urlsplit
 
 import dagster as dg
 
+from pipeline.errors import SettingsError
 from resources.settings import Settings
+
+POSTGRES_URL = "NEURONLEDGER_POSTGRES_URL"
+UNREACHABLE = frozenset({"OperationalError", "DagsterPostgresException"})
+"""Errors of libraries that need not be installed."""
 
 
 def prepare(settings: Settings) -> None:
-    """Make the instance folder, with the configuration that ships with the project unless it has one of its own."""
+    """Make the instance folder, with the configuration that ships with the project unless it has one of its own.
+
+    Raises:
+        SettingsError: there is an address of a database, and what talks to it is not installed.
+    """
+    if os.environ.get(POSTGRES_URL) and importlib.util.find_spec("dagster_postgres") is None:
+        raise SettingsError(f"{POSTGRES_URL} is set, which needs another package: pip install 'neuronledger[scale]'")
+    _name_the_driver()
     settings.instance.mkdir(parents=True, exist_ok=True)
     configuration = settings.instance / "dagster.yaml"
-    if not configuration.exists():
-        configuration.write_text(files("resources").joinpath("dagster.yaml").read_text("utf-8"), encoding="utf-8")
+    shipped, postgres = (
+        files("resources").joinpath(name).read_text("utf-8") for name in ("dagster.yaml", "postgres.yaml")
+    )
+    wanted = shipped + postgres if os.environ.get(POSTGRES_URL) else shipped
+    # What a user has changed stays as it is.
+    if not configuration.exists() or configuration.read_text("utf-8") in (shipped, shipped + postgres):
+        configuration.write_text(wanted, encoding="utf-8")
 
 
 @contextmanager
 def instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
-    """The instance of these settings, closed at the end."""
+    """The instance of these settings, closed at the end.
+
+    Raises:
+        SettingsError: its database cannot be reached.
+    """
     prepare(settings)
-    with dg.DagsterInstance.from_config(str(settings.instance)) as opened:
+    try:
+        found = dg.DagsterInstance.from_config(str(settings.instance))
+    except Exception as error:
+        # Dagster asks again for ten seconds, and then says only that it did.
+        if not os.environ.get(POSTGRES_URL) or type(error).__name__ not in UNREACHABLE:
+            raise
+        said = _without_secret(str(error.__cause__ or error))
+        raise SettingsError(f"the database of {POSTGRES_URL} at {_place()} cannot be used: {said}") from None
+    with found as opened:
         yield opened
+
+
+def _name_the_driver() -> None:
+    """Say which driver to use, for this process and those that it starts: SQLAlchemy's default is one that Dagster lacks."""
+    scheme, found, rest = os.environ.get(POSTGRES_URL, "").partition("://")
+    if found and scheme in ("postgres", "postgresql"):
+        os.environ[POSTGRES_URL] = f"postgresql+psycopg2://{rest}"
+
+
+def _place() -> str:
+    """The database without who asks for it."""
+    try:
+        parts = urlsplit(os.environ[POSTGRES_URL])
+        return f"{parts.hostname}:{parts.port or 5432}{parts.path}"
+    except ValueError:
+        return "an address that is none"
+
+
+def _without_secret(words: str) -> str:
+    try:
+        secret = urlsplit(os.environ[POSTGRES_URL]).password
+    except ValueError:
+        secret = None
+    line = " ".join(words.split("(Background on this error", maxsplit=1)[0].split())
+    return line.replace(secret, "[password]") if secret else line
