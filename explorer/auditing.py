@@ -1,76 +1,289 @@
-"""The commands of an auditor: `audit`. What they find is made elsewhere; here it is asked for and printed."""
+"""The commands of an auditor: `audit`, `verify` and `why`. What they find is made elsewhere; here it is asked for and printed.
+
+`audit` and `verify` exit with 0 if all is as it was, 1 if something was found, and 2 if they could not run.
+"""
 
 import json
 import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from explorer.cli import diagnostics, main, reported, screen, settings_options
+from explorer.cli import diagnostics, layer_range, main, reported, screen, settings_options
 from pipeline.audit import SHOWN, Audit
 from pipeline.errors import NeuronLedgerError
-from resources.settings import load
+from resources.settings import Settings, load
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from assets.freshness import State
+    from explorer.verify import Link, Outside
+    from resources.delta import DeltaLake
 
 CLEAN, FINDINGS, NOT_RUN = 0, 1, 2
 
+recompute_option = click.option(
+    "--recompute",
+    type=click.IntRange(0, 100_000),
+    default=3,
+    show_default=True,
+    help="Neurons of a layer to run again.",
+)
+draw_option = click.option(
+    "--draw", type=int, default=0, show_default=True, help="Seed of which neurons are run again."
+)
+
 
 @main.command()
+@click.argument("neuron", required=False)
 @click.option("--anchor", "anchors", multiple=True, help="A head of the ledger that you noted earlier.")
+@click.option("--quick", is_flag=True, help="Leave out what replays, reads the corpus, or runs the model.")
+@recompute_option
+@draw_option
 @click.option("--json", "as_json", is_flag=True, help="{lake, head, findings, checks: [{id, says, outcome, ...}]}.")
 @settings_options
 @reported
-def audit(anchors: tuple[str, ...], as_json: bool, **flags: Any) -> None:  # noqa: FBT001 (click passes flags by name)
+def audit(  # noqa: PLR0917 (click passes all by name)
+    neuron: str | None,
+    anchors: tuple[str, ...],
+    quick: bool,  # noqa: FBT001 (click passes flags by name)
+    recompute: int,
+    draw: int,
+    as_json: bool,  # noqa: FBT001
+    **flags: Any,
+) -> None:
     """Whether the lake is what was written, and what nobody checked. Exits with 0 clean, 1 findings, 2 not run."""
-    from assets.definitions import open_lake
+    from explorer.audit import Scope
     from explorer.audit import audit as audited
 
-    settings = load(**flags)
-    if wrong := [anchor for anchor in anchors if not anchor.startswith("sha256:")]:
-        _not_run(f"--anchor (={wrong[0]!r}) must be a head as a run prints it, such as sha256:0f3a...")
-    try:
-        lake = open_lake(settings)
-        if lake.version("materializations") is None and not (lake.ledger and lake.ledger.path.exists()):
-            _not_run(f"there is no lake at {lake.uri}; name one with --lake, or run `neuronledger run` first")
-        with diagnostics().status("reading the ledger") as status:
-            found = audited(lake, anchors=anchors, say=status.update)
-    except NeuronLedgerError as error:
-        _not_run(str(error))
+    with _run_or_say_why():
+        settings = load(**flags)
+        layer, index = _neuron(neuron)
+        if wrong := [anchor for anchor in anchors if not anchor.startswith("sha256:")]:
+            _not_run(f"--anchor (={wrong[0]!r}) must be a head as a run prints it, such as sha256:0f3a...")
+        lake = _lake(settings)
+        with _said("reading the ledger") as status, _instance(settings) as instance:
+            outside, states = (_nothing() if quick else _outside(settings, lake)), None
+            if outside.subject is not None and outside.corpus is not None:
+                states = _states(settings, lake)
+            scope = Scope(
+                layer=layer, neuron=index, outside=outside, states=states, instance=instance, recompute=recompute,
+                seed=draw, quick=quick,
+            )  # fmt: skip
+            found = audited(lake, anchors=anchors, scope=scope, say=status.update)
     if as_json:
-        click.echo(json.dumps(as_dict(found)))
+        click.echo(json.dumps(audit_as_dict(found)))
     else:
-        _print(found, screen())
+        _print_audit(found, screen())
     sys.exit(FINDINGS if found.findings else CLEAN)
 
 
-def as_dict(found: Audit) -> dict[str, Any]:
+@main.command()
+@click.argument("neuron", required=False)
+@click.option("--layer", "wanted", help="Verify all of these layers, such as 0-3,7.")
+@click.option("--all", "every", is_flag=True, help="Verify all layers of the lake.")
+@recompute_option
+@draw_option
+@click.option("--json", "as_json", is_flag=True, help="A list of {name, at, outcome, said, neurons}.")
+@settings_options
+@reported
+def verify(  # noqa: PLR0917
+    neuron: str | None,
+    wanted: str | None,
+    every: bool,  # noqa: FBT001 (click passes flags by name)
+    recompute: int,
+    draw: int,
+    as_json: bool,  # noqa: FBT001
+    **flags: Any,
+) -> None:
+    """Compute a neuron's numbers again, from the model's files to the scores, and say "equal" or which link is broken.
+
+    Exits with 0 if all that could be compared is equal, 1 if something differs, 2 if it could not run.
+    """
+    from explorer.verify import DIFFERS, captured_layers
+    from explorer.verify import verify as verified
+
+    with _run_or_say_why():
+        if (neuron is not None) + (wanted is not None) + every != 1:
+            _not_run("say what to verify: a neuron such as 5:131, --layer 0-3, or --all")
+        settings = load(**flags)
+        layer, index = _neuron(neuron)
+        lake = _lake(settings)
+        known = captured_layers(lake)
+        layers = [layer] if layer is not None else known if every else layer_range(wanted, max(known, default=-1) + 1)
+        with _said("opening the model") as status:
+            outside = _outside(settings, lake)
+            links: list[Link] = []
+            for place, each in enumerate(layers):
+                links += verified(
+                    lake, each, index, outside=outside, recompute=recompute, seed=draw, say=status.update,
+                    # The documents of all layers are the same.
+                    with_documents=place == 0,
+                )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps([asdict(link) for link in links]))
+    else:
+        _print_links(links, screen())
+    sys.exit(FINDINGS if any(link.outcome == DIFFERS for link in links) else CLEAN)
+
+
+@main.command()
+@click.argument("score")
+@click.option("--json", "as_json", is_flag=True, help="A list of {name, says, facts}.")
+@settings_options
+@reported
+def why(score: str, as_json: bool, **flags: Any) -> None:  # noqa: FBT001 (click passes flags by name)
+    """Where a score came from, down to file bytes. SCORE is its identity (or 8 digits of it), or a neuron: its main score."""
+    from explorer.terminal import harmless
+    from explorer.why import find
+    from explorer.why import why as chain
+
+    lake = _lake(load(**flags))
+    layer, index = _neuron(score) if ":" in score.removeprefix("sha256:") else (None, None)
+    hops = chain(lake, find(lake, score, layer=layer, neuron=index))
+    if as_json:
+        click.echo(json.dumps([asdict(hop) for hop in hops], default=str))
+        return
+    console = screen()
+    for hop in hops:
+        console.print(Text(harmless(hop.says)))
+
+
+# ---- what is at hand
+
+
+def _neuron(name: str | None) -> tuple[int | None, int | None]:
+    from explorer.neuron import parse
+
+    return (None, None) if name is None else parse(name)
+
+
+def _lake(settings: Settings) -> "DeltaLake":
+    from assets.definitions import open_lake
+
+    lake = open_lake(settings)
+    if lake.version("materializations") is None and not (lake.ledger and lake.ledger.path.exists()):
+        raise NeuronLedgerError(
+            f"there is no lake at {lake.uri}; name one with --lake, or run `neuronledger run` first"
+        )
+    return lake
+
+
+def _nothing() -> "Outside":
+    from explorer.verify import Outside
+
+    return Outside(why=dict.fromkeys(("subject", "corpus"), "it was left out (--quick)"))
+
+
+def _outside(settings: Settings, lake: "DeltaLake") -> "Outside":
+    """Model and corpus of these settings, if they are at hand and the model is that of the lake."""
+    from assets.definitions import open_subject
+    from explorer.verify import Outside
+    from resources.corpus import open_corpus
+
+    subject: Any = None
+    corpus: Any = None
+    why: dict[str, str] = {}
+    try:
+        subject = open_subject(settings)
+        shape = {site.layer: site.n_neurons for site in subject.layers()}
+        known = dict(lake.read("subject_layers").select("layer", "n_neurons").iter_rows())
+        if any(shape.get(layer) != count for layer, count in known.items()):
+            subject, why["subject"] = (
+                None,
+                f"{settings.subject!r} is a model of another shape than that of the lake; name it with --subject",
+            )
+    except NeuronLedgerError as error:
+        subject, why["subject"] = None, f"the model is not at hand: {error}"
+    try:
+        corpus = open_corpus(settings.corpus, column=settings.column)
+        corpus.fingerprint()
+    except (NeuronLedgerError, OSError) as error:
+        corpus, why["corpus"] = None, f"the corpus is not at hand: {error}"
+    return Outside(subject, corpus, {"corpus": why.get("subject", ""), **why})
+
+
+def _states(settings: Settings, lake: "DeltaLake") -> "Callable[[], Sequence[State]]":
+    """What is stale by these settings."""
+    from assets.definitions import open_project, open_subject
+    from assets.freshness import states
+    from explorer.cli import outside_of
+
+    def look() -> "Sequence[State]":
+        subject = open_subject(settings)
+        project = open_project(settings, subject)
+        return states(lake, project, outside_of(settings, subject), layers=range(len(project.n_neurons)))
+
+    return look
+
+
+@contextmanager
+def _instance(settings: Settings) -> "Iterator[dg.DagsterInstance | None]":
+    """The Dagster instance, if there is one; none is made."""
+    from resources.instance import instance
+
+    if not (settings.instance / "dagster.yaml").exists():
+        yield None
+        return
+    with instance(settings) as opened:
+        yield opened
+
+
+# ---- what is said
+
+
+@contextmanager
+def _said(first: str) -> Iterator[Status]:
+    """A line on standard error that says what is being done, where that is a terminal."""
+    with diagnostics().status(first) as status:
+        yield status
+
+
+@contextmanager
+def _run_or_say_why() -> Iterator[None]:
+    try:
+        yield
+    except NeuronLedgerError as error:
+        _not_run(str(error))
+
+
+def _not_run(why: str) -> NoReturn:
+    from explorer.terminal import harmless
+
+    click.echo(f"Error: {harmless(why)}", err=True)
+    sys.exit(NOT_RUN)
+
+
+def audit_as_dict(found: Audit) -> dict[str, Any]:
     """An audit as JSON has it."""
     checks = [{**asdict(check), "says": check.says, "outcome": check.outcome} for check in found.checks]
     return {"lake": found.lake, "head": found.head, "findings": found.findings, "checks": checks}
 
 
-def _print(found: Audit, to: Console) -> None:
-    from explorer.terminal import harmless
+COLOURS = {"clean": "green", "equal": "green", "findings": "bold red", "differs": "bold red", "not checked": "dim"}
 
+
+def _print_audit(found: Audit, to: Console) -> None:
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for name in ("check", "holds if clean", "outcome", "looked at"):
         table.add_column(name)
-    colours = {"clean": "green", "findings": "bold red", "not checked": "dim"}
     for check in found.checks:
-        table.add_row(check.id, check.says, Text(check.outcome, style=colours[check.outcome]), check.looked_at)
+        table.add_row(check.id, check.says, Text(check.outcome, style=COLOURS[check.outcome]), Text(check.looked_at))
     to.print(table)
     for title, lines in (
         ("Findings", [(check.id, line) for check in found.checks for line in _first(check.findings)]),
         ("To know", [(check.id, note) for check in found.checks for note in check.notes]),
         ("Not checked", [(check.id, check.not_checked) for check in found.checks if check.not_checked]),
     ):
-        if lines:
-            to.print(f"\n[bold]{title}[/]")
-        for name, line in lines:
-            to.print(Text(f"{name}  {harmless(line)}"), soft_wrap=True)
+        _list(title, lines, to)
     to.print()
     to.print(Text(f"lake {found.lake}"), soft_wrap=True)
     if found.head:
@@ -80,11 +293,40 @@ def _print(found: Audit, to: Console) -> None:
     to.print(f"{found.findings:,} findings" if found.findings else "no findings")
 
 
-def _first(findings: Any) -> list[str]:
+def _print_links(links: "Sequence[Link]", to: Console) -> None:
+    from explorer.terminal import harmless
+    from explorer.verify import DIFFERS, NOT_CHECKED
+
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for name in ("link", "of", "outcome", "compared"):
+        table.add_column(name)
+    for link in links:
+        table.add_row(
+            link.name, Text(link.at), Text(link.outcome, style=COLOURS[link.outcome]), Text(harmless(link.said))
+        )
+    to.print(table)
+    broken = [link for link in links if link.outcome == DIFFERS]
+    left = sum(link.outcome == NOT_CHECKED for link in links)
+    to.print()
+    if broken:
+        to.print(
+            Text(f"The first broken link is {broken[0].name} of {broken[0].at}: {harmless(broken[0].said)}"),
+            soft_wrap=True,
+        )
+    else:
+        to.print("equal" + (f", but for {left} links that could not be checked" if left else ""))
+
+
+def _list(title: str, lines: Iterable[tuple[str, str | None]], to: Console) -> None:
+    from explorer.terminal import harmless
+
+    lines = list(lines)
+    if lines:
+        to.print(f"\n[bold]{title}[/]")
+    for name, line in lines:
+        to.print(Text(f"{name}  {harmless(line or '')}"), soft_wrap=True)
+
+
+def _first(findings: Sequence[str]) -> list[str]:
     more = len(findings) - SHOWN
     return [*findings[:SHOWN], *([f"... and {more:,} more; --json has them all"] if more > 0 else [])]
-
-
-def _not_run(why: str) -> None:
-    click.echo(f"Error: {why}", err=True)
-    sys.exit(NOT_RUN)

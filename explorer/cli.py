@@ -216,7 +216,7 @@ def status(wanted: str | None, as_json: bool, **flags: Any) -> None:  # noqa: FB
     project = open_project(settings, subject)
     layers = layer_range(wanted, len(project.n_neurons))
     lake = open_lake(settings)
-    rows = summary(states(lake, project, _outside(settings, subject), layers=layers))
+    rows = summary(states(lake, project, outside_of(settings, subject), layers=layers))
     missing = without_value({table: lake.scan(table) for table in REASONED}, layers=layers)
     if as_json:
         reasons: dict[tuple[str, int | None], dict[str, int]] = {}
@@ -388,7 +388,7 @@ def _run(settings: Settings, *, layers: str | None, budget: Budget | None = None
         language = open_language(settings, lake, budget=budget)
         definitions = build(settings, progress=progress, language=language)
         runner = Runner(
-            definitions, opened, lake, project, _outside(settings, subject), progress.say,
+            definitions, opened, lake, project, outside_of(settings, subject), progress.say,
             enough=lambda: language.budget.is_used_up,
         )  # fmt: skip
         outcome = runner.ask_again(wanted) if retry_failed else runner.refresh(wanted)
@@ -423,7 +423,7 @@ def _recompute(settings: Settings, names: str, budget: Budget) -> None:
         language = open_language(settings, lake, budget=budget)
         definitions = build(settings, progress=progress, language=language)
         runner = Runner(
-            definitions, opened, lake, project, _outside(settings, subject), progress.say,
+            definitions, opened, lake, project, outside_of(settings, subject), progress.say,
             enough=lambda: language.budget.is_used_up,
         )  # fmt: skip
         outcome = runner.recompute(neurons)
@@ -458,7 +458,8 @@ def _same_subject(lake: "Lake", project: "Project", settings: Settings) -> None:
             )
 
 
-def _outside(settings: Settings, subject: "SubjectModel") -> "Outside":
+def outside_of(settings: Settings, subject: "SubjectModel") -> "Outside":
+    """What tables are made from that is not in the lake, as it is today."""
     from assets.freshness import Outside
     from resources.corpus import open_corpus
 
@@ -482,7 +483,7 @@ def _looking(settings: Settings, lake: "Lake") -> "Callable[[Sequence[int]], lis
         from assets.definitions import open_project, open_subject
 
         subject = open_subject(settings)
-        return open_project(settings, subject), _outside(settings, subject)
+        return open_project(settings, subject), outside_of(settings, subject)
 
     def look(layers: Sequence[int]) -> "list[State]":
         from assets.freshness import states

@@ -257,9 +257,16 @@ def _log(folder: Path) -> Log:
                 live[unquote(action["add"]["path"])] = version
             if "metaData" in action:
                 configuration = dict(action["metaData"].get("configuration", {}))
-                schema = json.loads(action["metaData"].get("schemaString", "{}"))
-                columns = [column["name"] for column in schema.get("fields", ())]
+                columns = _names(action["metaData"])
     return Log(name, folder, commits, live, configuration, columns, faults)
+
+
+def _names(metadata: dict[str, Any]) -> list[str]:
+    """The columns of a table, as far as its own words can be read."""
+    try:
+        return [str(column["name"]) for column in json.loads(metadata["schemaString"])["fields"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
 
 
 def _actions(path: Path) -> list[dict[str, Any]] | None:
