@@ -18,7 +18,7 @@ from pydantic import Field
 
 from assets.spec import OWNERS
 from assets.step import add_record
-from pipeline import imports, openai_import
+from pipeline import delphi_import, imports, lines_import, neuronpedia_import, openai_import
 from pipeline.imports import BY_LAYER, Batch
 from pipeline.ports import Foreign, Lake, Progress
 from pipeline.provenance import content_hash, identity
@@ -31,7 +31,13 @@ SEQUENCES = 20_000
 SHOWN = 20
 """Rejected files that the asset page names."""
 
-FORMS: dict[str, Mapping[str, str]] = {openai_import.FORM: openai_import.CONVENTIONS}
+FORMS: dict[str, Mapping[str, str]] = {
+    openai_import.FORM: openai_import.CONVENTIONS,
+    neuronpedia_import.FORM: neuronpedia_import.CONVENTIONS,
+    delphi_import.FORM: delphi_import.CONVENTIONS,
+    "csv": lines_import.CONVENTIONS,
+    "jsonl": lines_import.CONVENTIONS,
+}
 """The forms, with what their numbers mean."""
 
 
@@ -133,6 +139,7 @@ class _Writer:
         self._sequences: list[pl.DataFrame] = []
         self._known: set[str] = set()
         self._had = {name: lake.version(name) is not None for name in BY_LAYER}
+        self._done: set[tuple[int, int]] = set()
 
     def add(self, batch: Batch) -> None:
         """Take a batch; its sequences and files are written before its rows, which name them."""
@@ -180,14 +187,20 @@ class _Writer:
     def _write(self, layer: int) -> None:
         neurons, waiting = self._neurons(layer), self._waiting.pop(layer)
         self._flush()
+        # What a form has in several files of a neuron may have been written a moment ago.
+        again = not self._done.isdisjoint((layer, neuron) for neuron in neurons)
+        self._done.update((layer, neuron) for neuron in neurons)
         for name in BY_LAYER:
             rows = pl.concat([frames[name] for frames in waiting]).with_columns(pl.lit(self._run_id).alias("run_id"))
             kept = len(rows)
-            if self._had[name]:
-                others = self._lake.read(name, layer=layer, neurons=neurons).filter(pl.col("source") != self._source)
+            if self._had[name] or again:
+                others = self._lake.read(name, layer=layer, neurons=neurons).filter(
+                    (pl.col("source") != self._source) | (pl.col("run_id") == self._run_id)
+                )
                 rows = pl.concat([others, rows.select(others.columns)])
             elif rows.is_empty():
                 continue
+            rows = rows.unique(TABLES[name].key, keep="first", maintain_order=True)
             self._lake.replace(name, rows, layer=layer, neurons=neurons, record=self._record, allow_empty=True)
             self._taken.rows[name] = self._taken.rows.get(name, 0) + kept
 

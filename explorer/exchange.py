@@ -138,6 +138,42 @@ def import_openai(folder: Path, source: str | None, told: tuple[str, ...], as_js
     _import("openai", folder, source, told, as_json=as_json, flags=flags)
 
 
+@import_group.command("neuronpedia")
+@import_options
+@settings_options
+@reported
+def import_neuronpedia(folder: Path, source: str | None, told: tuple[str, ...], as_json: bool, **flags: Any) -> None:  # noqa: FBT001
+    """Folders of Neuronpedia's exports: features, activations and explanations as batch-N.jsonl.gz."""
+    _import("neuronpedia", folder, source, told, as_json=as_json, flags=flags)
+
+
+@import_group.command("delphi")
+@import_options
+@settings_options
+@reported
+def import_delphi(folder: Path, source: str | None, told: tuple[str, ...], as_json: bool, **flags: Any) -> None:  # noqa: FBT001
+    """Results of EleutherAI's delphi: explanations, and scores by simulation, detection and fuzzing."""
+    _import("delphi", folder, source, told, as_json=as_json, flags=flags)
+
+
+@import_group.command("csv")
+@import_options
+@settings_options
+@reported
+def import_csv(folder: Path, source: str | None, told: tuple[str, ...], as_json: bool, **flags: Any) -> None:  # noqa: FBT001
+    """A CSV file with the columns neuron (or layer and neuron) and explanation, and author and score if there are."""
+    _import("csv", folder, source, told, as_json=as_json, flags=flags)
+
+
+@import_group.command("jsonl")
+@import_options
+@settings_options
+@reported
+def import_jsonl(folder: Path, source: str | None, told: tuple[str, ...], as_json: bool, **flags: Any) -> None:  # noqa: FBT001
+    """A file of JSON Lines with the same fields as `import csv`."""
+    _import("jsonl", folder, source, told, as_json=as_json, flags=flags)
+
+
 @import_group.command("scores")
 @settings_options
 @reported

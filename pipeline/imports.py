@@ -32,6 +32,12 @@ class Found:
     file: str
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     sequences: dict[str, list[str]] = field(default_factory=dict)
+    rejected: list[tuple[str, str, int | None]] = field(default_factory=list)
+    """Parts that were not taken, in forms that have parts: where, why, and the place in it if one is to blame."""
+
+    def reject(self, where: str, reason: str, offset: int | None = None) -> None:
+        """Leave out a part of the file, such as a line."""
+        self.rejected.append((where, reason, offset))
 
     def add(self, table: str, **row: Any) -> None:
         """Add one row."""
@@ -225,6 +231,11 @@ def text(value: Any, where: str) -> str:
     except UnicodeEncodeError:
         raise FormError(f"{where} holds half a character") from None
     return value
+
+
+def written(value: Any, where: str) -> str:
+    """The value as JSON text."""
+    return text(json.dumps(value, ensure_ascii=False, sort_keys=True), where)
 
 
 def number(value: Any, where: str) -> float | None:

@@ -603,6 +603,7 @@ imported_neurons = Table(
         "token_means": Column(pl.String, "JSON, word for word: tokens by mean activation", nullable=True),
         "token_weights": Column(pl.String, "JSON, word for word: tokens by weight", nullable=True),
         "neuron_weights": Column(pl.String, "JSON, word for word: neurons by weight", nullable=True),
+        "original": Column(pl.String, "JSON: what else the source says of the neuron", nullable=True),
         **MADE,
     },
 )

@@ -4,8 +4,11 @@ The forms are modules of `pipeline`; here files are opened, and what cannot be o
 Python, so that a place in a bad file can be named; processes make up for it.
 """
 
+import gzip
+import io
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import groupby, islice
@@ -14,19 +17,27 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from pipeline import imports, openai_import
+from pipeline import delphi_import, imports, lines_import, neuronpedia_import, openai_import
 from pipeline.errors import FormError, SettingsError
 from pipeline.imports import Batch, Found
 from pipeline.ports import Foreign
 
 NEURONS = 128
 """Neurons whose files are a task of one process; the files of a neuron are never in two."""
+LARGEST = 2**30
+"""Most bytes that a packed file may hold."""
 AHEAD = 2
 """Tasks for each process that may be done before their rows are wanted: memory is bounded by them."""
 
 Parse = Callable[..., Found]
-FORMS: dict[str, tuple[re.Pattern[str], Parse]] = {openai_import.FORM: (openai_import.PATH, openai_import.parse)}
-"""For each form of many files what their paths are like, and how one is parsed."""
+FORMS: dict[str, tuple[re.Pattern[str], Parse]] = {
+    openai_import.FORM: (openai_import.PATH, openai_import.parse),
+    neuronpedia_import.FORM: (neuronpedia_import.PATH, neuronpedia_import.parse),
+    delphi_import.FORM: (delphi_import.PATH, delphi_import.parse),
+    "csv": (lines_import.CSV, lines_import.parse_csv),
+    "jsonl": (lines_import.JSONL, lines_import.parse_jsonl),
+}
+"""For each form what the paths of its files are like, and how one is parsed."""
 
 
 class ForeignFiles(Foreign):
@@ -66,7 +77,7 @@ def parsed(form: str, root: Path, names: Sequence[str], source: str) -> Batch:
     pattern, parse = FORMS[form]
     found: list[Found] = []
     files: list[dict[str, Any]] = []
-    seen: dict[tuple[str, int, int], str] = {}
+    seen: dict[tuple[str | None, ...], str] = {}
     for name in names:
         row: dict[str, Any] = {
             "path": name,
@@ -78,15 +89,22 @@ def parsed(form: str, root: Path, names: Sequence[str], source: str) -> Batch:
         }
         files.append(row)
         try:
-            data = (root / name).read_bytes()
+            data = _path(root, name).read_bytes()
             row |= {"sha256": imports.file_hash(data), "size": len(data)}
             match = pattern.fullmatch(name)
             assert match is not None  # noqa: S101 - it was found by this pattern
-            at = match["kind"], int(match["layer"]), int(match["neuron"])
+            named = match.groupdict()
+            at = tuple(named.get(part) for part in ("kind", "layer", "neuron", "batch", "hookpoint", "source"))
             if at in seen:
                 raise FormError(f"{seen[at]} is of the same neuron and was taken")
-            found.append(parse(imports.decode(data), match, source=source, path=name, file=row["sha256"]))
+            found.append(
+                parse(imports.decode(_unpacked(name, data)), match, source=source, path=name, file=row["sha256"])
+            )
             seen[at] = name
+            files += [
+                {**row, "path": f"{name}: {where}", "status": "rejected", "reason": why, "offset_in_file": offset}
+                for where, why, offset in found[-1].rejected
+            ]
         except FormError as error:
             row |= {"status": "rejected", "reason": str(error), "offset_in_file": error.offset}
         except OSError as error:
@@ -100,18 +118,25 @@ def _found(form: str, root: Path) -> list[list[str]]:
     Raises:
         SettingsError: the folder is none, holds no such files, or several sets of them.
     """
-    if not root.is_dir():
-        raise SettingsError(f"{root} must be a folder with files of the form `{form}`")
+    if not root.exists():
+        raise SettingsError(f"{root} is not there; give a folder or a file of the form `{form}`")
     pattern, _ = FORMS[form]
     matches = {name: match for name in _names(root) if (match := pattern.fullmatch(name))}
     if not matches:
         raise SettingsError(f"{root} holds no files of the form `{form}`; they would be such as {EXAMPLES[form]}")
-    roots = sorted({match["root"] or "." for match in matches.values()})
+    roots = (
+        sorted({match["root"] or "." for match in matches.values()})
+        if form != neuronpedia_import.FORM
+        else sorted({re.sub(r"/[0-9]+(?=(-[^/]*)?$)", "/*", f"/{match['root']}") for match in matches.values()})
+    )
     if len(roots) > 1:
         raise SettingsError(f"{root} holds several sets of data: {', '.join(roots[:5])}; import one of these folders")
     neurons: dict[tuple[int, int], list[str]] = {}
     for name, match in sorted(matches.items()):
-        neurons.setdefault((int(match["layer"]), int(match["neuron"])), []).append(name)
+        named = match.groupdict()
+        neurons.setdefault((int(named.get("layer", 0)), int(named.get("neuron", named.get("batch", 0)))), []).append(
+            name
+        )
     tasks: list[list[str]] = []
     for _, layer in groupby(sorted(neurons), key=itemgetter(0)):
         of_layer = list(layer)
@@ -120,11 +145,38 @@ def _found(form: str, root: Path) -> list[list[str]]:
     return tasks
 
 
-EXAMPLES = {openai_import.FORM: "explanations/5/131.jsonl"}
+EXAMPLES = {
+    "openai": "explanations/5/131.jsonl",
+    "neuronpedia": "gpt2-small/5/explanations/batch-0.jsonl.gz",
+    "delphi": "explanations/layers.5.mlp_latent131.txt",
+    "csv": "explanations.csv",
+    "jsonl": "explanations.jsonl",
+}
+
+
+def _path(root: Path, name: str) -> Path:
+    return root if root.is_file() else root / name
+
+
+def _unpacked(name: str, data: bytes) -> bytes:
+    """The bytes of a file, of one in gzip what is in it."""
+    if not name.endswith(".gz"):
+        return data
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+            whole = packed.read(LARGEST + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise FormError(f"it cannot be unpacked: {error}") from None
+    if len(whole) > LARGEST:
+        raise FormError(f"it unpacks to more than {LARGEST:,} bytes")
+    return whole
 
 
 def _names(root: Path) -> Iterator[str]:
-    """Every file below a folder, by its path within it."""
+    """Every file below a folder, by its path within it; a file by its name."""
+    if root.is_file():
+        yield root.name
+        return
     for folder, _, files in os.walk(root):
         inside = Path(folder).relative_to(root).as_posix()
         yield from (name if inside == "." else f"{inside}/{name}" for name in files)

@@ -64,7 +64,7 @@ def test_each_table_is_an_asset_and_those_of_one_neuron_are_too(specs):
         *LAYER_TABLES,
         "layer_summary",
         *(f"neuron_{table}" for table in NEURON_TABLES),
-        "import_openai",
+        *(f"import_{form}" for form in ("openai", "neuronpedia", "delphi", "csv", "jsonl")),
     }
 
 

@@ -186,3 +186,28 @@ def test_what_is_written_as_csv_is_what_the_tables_hold(made, tmp_path):
     assert rows.get_column("explanation").to_list() == ours.get_column("text").to_list()
     scores = pl.read_csv(tmp_path / "out" / "scores.csv", schema_overrides={"value": pl.Float64})
     assert scores.get_column("value").to_list() == made.table("scores", layer=0).get_column("value").to_list()
+
+
+def test_what_people_wrote_is_imported_with_their_scores_and_wrong_lines_are_named(copied, tmp_path):
+    (tmp_path / "mine.csv").write_text("neuron,explanation,author,score\n0:1,dogs,ann,0.5\nx,cats,bob,1\n")
+    result = copied.type("import", "csv", str(tmp_path / "mine.csv"), "--source", "people")
+    assert result.exit_code == 3
+    assert "rejected mine.csv: line 3: neuron must be such as 5:131" in result.stderr
+    row = copied.table("imported_explanations").row(0, named=True)
+    assert (row["source"], row["text"], row["explainer"]) == ("people", "dogs", "ann")
+    assert copied.table("imported_scores").item(0, "scorer") == "csv:score"
+
+
+def test_rows_of_one_neuron_in_several_batches_are_all_kept(copied, tmp_path):
+    folder = tmp_path / "v1" / "m" / "0"
+    for kind, batch, row in (
+        ("explanations", 0, {"description": "dogs"}), ("explanations", 1, {"description": "cats"}),
+        ("activations", 1, {"tokens": [" a"], "values": [1.5]}), ("features", 0, {"maxActApprox": 1.5}),
+    ):  # fmt: skip
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"layer": "0", "index": "3", **row})
+        (folder / kind / f"batch-{batch}.jsonl").write_text(line + "\n")
+    result = copied.type("import", "neuronpedia", str(tmp_path))
+    assert result.exit_code == 0, result.stderr
+    assert sorted(copied.table("imported_explanations").get_column("text")) == ["cats", "dogs"]
+    assert len(copied.table("imported_records")) == len(copied.table("imported_neurons")) == 1

@@ -1,5 +1,6 @@
 """Files of other systems: found by their paths, parsed side by side, and listed when they are not what they should be."""
 
+import gzip
 import json
 
 import pytest
@@ -64,7 +65,7 @@ def test_of_two_files_of_one_neuron_the_second_is_rejected(tmp_path):
 
 
 def test_a_folder_without_such_files_and_one_with_two_sets_are_refused(tmp_path):
-    with pytest.raises(SettingsError, match="must be a folder"):
+    with pytest.raises(SettingsError, match="is not there; give a folder or a file"):
         ForeignFiles().count("openai", str(tmp_path / "none"))
     with pytest.raises(SettingsError, match=r"would be such as explanations/5/131\.jsonl"):
         ForeignFiles().count("openai", str(tmp_path))
@@ -72,3 +73,28 @@ def test_a_folder_without_such_files_and_one_with_two_sets_are_refused(tmp_path)
     write(tmp_path / "small", 0, 1)
     with pytest.raises(SettingsError, match="several sets of data: small, xl; import one of these folders"):
         ForeignFiles().count("openai", str(tmp_path))
+
+
+def test_packed_batches_are_unpacked_and_broken_ones_rejected(tmp_path):
+    folder = tmp_path / "v1" / "gpt2-small" / "5" / "explanations"
+    folder.mkdir(parents=True)
+    line = json.dumps({"layer": "5", "index": "1", "description": "dogs"}) + "\n"
+    packed = gzip.compress((line + "{\n").encode())
+    (folder / "batch-0.jsonl.gz").write_bytes(packed)
+    (folder / "batch-1.jsonl.gz").write_bytes(packed[:20])
+    found = list(ForeignFiles().batches("neuronpedia", str(tmp_path), source="s"))
+    assert sum(len(batch.frames["imported_explanations"]) for batch in found) == 1
+    told = {file["path"]: file["status"] for batch in found for file in batch.files}
+    name = "v1/gpt2-small/5/explanations/batch-"
+    assert told == {
+        f"{name}0.jsonl.gz": "imported",
+        f"{name}0.jsonl.gz: line 2": "rejected",
+        f"{name}1.jsonl.gz": "rejected",
+    }
+
+
+def test_one_file_can_be_read_by_itself(tmp_path):
+    (tmp_path / "mine.csv").write_text("neuron,explanation\n5:1,dogs\n")
+    (batch,) = ForeignFiles().batches("csv", str(tmp_path / "mine.csv"), source="s")
+    assert batch.frames["imported_explanations"].item(0, "text") == "dogs"
+    assert batch.files[0]["path"] == "mine.csv"
