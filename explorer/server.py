@@ -30,7 +30,7 @@ from explorer.kept import Kept
 from explorer.neuron_page import NotThereError
 from explorer.pages import Here, page
 from explorer.staleness import Staleness
-from explorer.words import LANGUAGES, preferred
+from explorer.words import LANGUAGES, preferred, speaker
 from pipeline.errors import NeuronLedgerError, SettingsError
 
 STATIC = {"explorer.css": "text/css", "explorer.js": "text/javascript", "icon.svg": "image/svg+xml"}
@@ -188,7 +188,8 @@ class Explorer:
         if request.url.path.endswith(".json"):
             return _json({"error": said}, status=status)
         here = self._here(request)
-        title = "Not found" if status in (404, 405) else "This cannot be shown"
+        t = speaker(here.language)
+        title, said = t("Not found") if status in (404, 405) else t("This cannot be shown"), t(said)
         body = page("error", here, title=title, said=said, embedded=False)
         return HTMLResponse(body.encode("utf-8", errors="replace"), status_code=status)
 
@@ -196,7 +197,6 @@ class Explorer:
 def _neuron(here: Here, found: dict[str, Any]) -> dict[str, Any]:
     """What the neuron's template needs besides: points to draw, rows of small tables, words on commands."""
     from explorer import charts
-    from explorer.words import speaker
 
     t, compared, statistics = speaker(here.language), found["compared"], found["statistics"]
     records = [] if compared is None else [one for one in compared["records"] if one["expected"] is not None]

@@ -101,7 +101,7 @@ def test_the_prompt_and_the_reply_are_shown_word_for_word(address, lake, get):
     assert call["reply"] in page
     for role, content in json.loads(call["request"])["messages"]:
         # Its first line; control characters of the corpus are shown as symbols.
-        assert f"<h5>{role}</h5>" in page
+        assert f'<p class="role">{role}</p>' in page
         assert content.split("\n")[0] in page
 
 
