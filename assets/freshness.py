@@ -129,6 +129,7 @@ class _Records:
         for row in rows.iter_rows(named=True):
             self._all.setdefault((row["table"], row["layer"]), []).append(row)
         self._current: dict[tuple[str, int | None], str] = {}
+        self._slices: dict[str, Mapping[int | None, tuple[int, frozenset[str | None]]]] = {}
 
     def whole(self, table: str, layer: int | None) -> dict[str, Any] | None:
         """The last record of the whole slice that was finished."""
@@ -150,10 +151,6 @@ class _Records:
             for neuron in row["neurons"]
         }
 
-    def finished(self, table: str, layer: int | None) -> set[str]:
-        """The runs that finished a write of the slice, of which rows may be left that came out the same since."""
-        return {row["run_id"] for row in self._all.get((table, layer), ()) if row["status"] == "done"}
-
     def values(self, table: str, layer: int | None) -> str | None:
         """The hash of a whole slice but for its identities, where it was recorded; see `assets.step`."""
         whole = self.whole(table, layer)
@@ -162,11 +159,21 @@ class _Records:
 
     def rows(self, table: str, layer: int | None) -> int:
         """How many rows the slice has now."""
-        return self._lake.rows(table, layer=layer)
+        return self._slice(table, layer)[0]
 
-    def runs(self, table: str, layer: int | None) -> set[str]:
-        """The runs that wrote the rows of the slice."""
-        return self._lake.run_ids(table, layer=layer)
+    def is_finished(self, table: str, layer: int | None) -> bool:
+        """Whether all of the slice was written by writes that came to their records."""
+        done = [row for row in self._all.get((table, layer), ()) if row["status"] == "done"]
+        commits = self._slice(table, layer)[1]
+        if None not in commits:
+            return commits <= {row["commit_uuid"] for row in done}
+        # Somebody else laid the same rows out anew, so the rows themselves must tell.
+        return self._lake.run_ids(table, layer=layer) <= {row["run_id"] for row in done}
+
+    def _slice(self, table: str, layer: int | None) -> tuple[int, frozenset[str | None]]:
+        if table not in self._slices:
+            self._slices[table] = self._lake.slices(table)
+        return self._slices[table].get(layer, (0, frozenset()))
 
     def contents(self, table: str, layer: int | None) -> Iterator[str]:
         """The content hashes by which a slice may be known: as made whole, and as it is with neurons recomputed."""
@@ -204,9 +211,7 @@ class _Comparison:
         rows = self.records.rows(table, layer)
         if record["rows"] and not rows:
             return State(table, layer, "missing", f"its {record['rows']:,} rows are gone")
-        if not self.records.runs(table, layer) <= self.records.finished(table, layer) or (
-            not recomputed and rows != record["rows"]
-        ):
+        if not self.records.is_finished(table, layer) or (not recomputed and rows != record["rows"]):
             return State(table, layer, "stale", "it holds rows of a write that was never finished")
         alone = tuple(sorted(recomputed))
         own = (

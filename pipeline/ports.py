@@ -288,6 +288,13 @@ class Lake(Protocol):
         """How many rows a table, or one layer of it, has; reads no data."""
         ...
 
+    def slices(self, table: str) -> Mapping[int | None, tuple[int, frozenset[str | None]]]:
+        """For each layer of a table (None for one without layers), its rows now and the commits that wrote them.
+
+        A commit is its `commit_uuid`, None if it is not one of ours. Reads the log, no data.
+        """
+        ...
+
     def run_ids(self, table: str, *, layer: int | None = None) -> set[str]:
         """The runs that wrote the rows of a table, or of one layer of it."""
         ...

@@ -245,6 +245,42 @@ class DeltaLake(Lake):
             return []
         return sorted(file for file in found.file_uris() if part.layer is None or f"/layer={part.layer}/" in file)
 
+    def slices(self, table: str) -> dict[int | None, tuple[int, frozenset[str | None]]]:
+        """For each layer of a table (None for one without layers), its rows now and the commits that wrote them.
+
+        A commit is its `commit_uuid`, None if it is not one of ours or its file is gone. Reads the log, no data.
+
+        Raises:
+            LakeError: no such table, or it is damaged.
+        """
+        spec = declaration(table)
+        found = self._newest(spec)
+        if found is None:
+            return {}
+        files = pl.DataFrame(found.get_add_actions(flatten=True))
+        layers = files.get_column("partition.layer").to_list() if spec.by_layer else [None] * len(files)
+        wrote: dict[str, str | None] = {unquote(path): None for path in files.get_column("path")}
+        sought = set(wrote)
+        for version in range(found.version(), -1, -1):
+            if not sought:
+                break
+            try:
+                actions = self._actions(spec, version)
+            except LakeError:
+                break
+            commit_uuid = next(
+                (action["commitInfo"].get(COMMIT_UUID) for action in actions if "commitInfo" in action), None
+            )
+            for path in sought & {unquote(action["add"]["path"]) for action in actions if "add" in action}:
+                wrote[path] = commit_uuid
+                sought.discard(path)
+        rows: dict[int | None, int] = {}
+        commits: dict[int | None, set[str | None]] = {}
+        for layer, path, count in zip(layers, files.get_column("path"), files.get_column("num_records"), strict=True):
+            rows[layer] = rows.get(layer, 0) + int(count)
+            commits.setdefault(layer, set()).add(wrote[unquote(path)])
+        return {layer: (count, frozenset(commits[layer])) for layer, count in rows.items()}
+
     def run_ids(self, table: str, *, layer: int | None = None) -> set[str]:
         """The runs that wrote the rows of a table, or of one layer of it. Reads that column alone.
 

@@ -33,8 +33,10 @@ class Written:
     contents: dict[tuple[str, int | None], dict[int | None, str]] = field(default_factory=dict)
     """For each slice, what was last written for all of it (None), and for single neurons since."""
     gone: set[tuple[str, int | None]] = field(default_factory=set)
-    written_by: dict[tuple[str, int | None], str] = field(default_factory=dict)
-    """The run that wrote a slice's rows, where it is not the one that its record names."""
+    written_by: dict[tuple[str, int | None], str | None] = field(default_factory=dict)
+    """The commit that wrote a slice's rows, where it is not the one that its record names."""
+    run_of: dict[tuple[str, int | None], str] = field(default_factory=dict)
+    """The same of the run."""
 
     def write(self, table, layer=None, *, content="a", neuron=None, failures=None, code=None, error=None):
         """Note a write that read what is in the lake now."""
@@ -93,11 +95,16 @@ class Written:
 
     # The lake, as far as freshness looks
 
-    def rows(self, table, *, layer=None):
-        return 0 if (table, layer) in self.gone else 1
+    def slices(self, table):
+        made = [row for row in self.records if row["table"] == table and row["status"] == "done"]
+        return {
+            row["layer"]: (1, frozenset([self.written_by.get((table, row["layer"]), row["commit_uuid"])]))
+            for row in made
+            if (table, row["layer"]) not in self.gone
+        }
 
     def run_ids(self, table, *, layer=None):
-        return {self.written_by.get((table, layer), "r")}
+        return {self.run_of.get((table, layer), "r")}
 
     def read(self, table, *, layer=None, neurons=None, version=None):
         if table == "materializations":
@@ -237,6 +244,13 @@ def test_a_slice_that_failed_says_why_until_it_is_made(made):
 
 def test_rows_of_a_write_that_was_killed_before_its_record_are_stale(made):
     made.written_by["exemplars", 1] = "killed"
+    assert made.causes()["exemplars", 1] == "stale: it holds rows of a write that was never finished"
+
+
+def test_rows_that_others_laid_out_anew_are_known_by_their_run(made):
+    made.written_by["exemplars", 1] = None
+    assert made.causes() == {}
+    made.run_of["exemplars", 1] = "killed"
     assert made.causes()["exemplars", 1] == "stale: it holds rows of a write that was never finished"
 
 

@@ -627,3 +627,20 @@ def test_a_slice_says_which_runs_wrote_it(lake):
 
     assert lake.run_ids("scores", layer=0) == {"first", "second"}
     assert lake.run_ids("scores", layer=1) == set()
+
+
+def test_a_slice_says_which_commits_wrote_what_it_holds_now(lake):
+    first = lake.replace("scores", scores(0, {1: 0.1, 2: 0.2}), layer=0, record={})
+    other = lake.replace("scores", scores(1, {1: 0.4}), layer=1, record={})
+    assert lake.slices("scores") == {
+        0: (2, frozenset([first.commit_uuid])),
+        1: (1, frozenset([other.commit_uuid])),
+    }
+    again = lake.replace("scores", scores(0, {1: 0.3}), layer=0, record={})
+    assert lake.slices("scores")[0] == (1, frozenset([again.commit_uuid]))
+    # Laid out anew by somebody else.
+    DeltaTable(f"{lake.uri}/scores").optimize.compact()
+    lake.replace("scores", scores(1, {1: 0.4, 2: 0.5}), layer=1, neurons=[1, 2], record={})
+    DeltaTable(f"{lake.uri}/scores").optimize.z_order(["neuron"])
+    assert {by for _, by in lake.slices("scores").values()} == {frozenset([None])}
+    assert lake.slices("exemplars") == {}
