@@ -24,7 +24,7 @@ def refresh_on_change() -> dg.AutomationCondition:
     Without `will_be_requested`: that would put the whole chain in one run, before anyone knows what comes out the same.
     """
     condition = dg.AutomationCondition
-    changed = (
+    changed: dg.AutomationCondition = (
         condition.newly_missing()
         | condition.any_deps_match(condition.data_version_changed())
         | condition.code_version_changed()

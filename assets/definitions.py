@@ -4,9 +4,11 @@ Dagster calls `defs` when it loads the project, so that importing this module re
 """
 
 import dagster as dg
+import polars as pl
 
 from assets import (
     activations,
+    automation,
     connections,
     exemplars,
     explanations,
@@ -53,7 +55,7 @@ def build(
         "subject": subject,
         "corpus": open_corpus(settings.corpus, column=settings.column),
         "lake": lake,
-        "language": language or open_language(settings, lake),
+        "language": language or open_language(settings, lake, budget=_budget(settings, lake)),
         "partials": PartialFiles(settings.instance / "captures"),
         "progress": progress or LoggedProgress(),
         "foreign": ForeignFiles(),
@@ -72,8 +74,13 @@ def build(
         *neuron.define(project),
         *imports.define(project.code),
     ]
+    # Without an explainer nothing is paid for.
+    spending = (
+        settings.automation_budget_usd is not None or (project.choices.explainer or project.choices.simulator) is None
+    )
     return dg.Definitions(
-        assets=assets,
+        assets=automation.automated(assets, spending=spending),
+        sensors=[automation.sensor()],
         resources=doors,
         # A step takes seconds and starting a process takes longer: parallel work is inside steps.
         executor=dg.in_process_executor,
@@ -90,6 +97,14 @@ def build(
             ),
         ],
     )
+
+
+def _budget(settings: Settings, lake: Lake) -> Budget | None:
+    """What is left of the most that runs of Dagster's own may cost; None for no limit, which a person's run has."""
+    if settings.automation_budget_usd is None:
+        return None
+    spent = lake.scan("language_calls").select(pl.col("cost_usd").sum()).collect().item()
+    return Budget(usd=settings.automation_budget_usd, spent_usd=float(spent))
 
 
 def open_project(settings: Settings, subject: SubjectModel) -> Project:

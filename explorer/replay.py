@@ -106,6 +106,9 @@ class _ReadOnly(Lake):
     def rows(self, table: str, *, layer: int | None = None) -> int:
         return self._lake.rows(table, layer=layer)
 
+    def slices(self, table: str) -> Mapping[int | None, tuple[int, frozenset[str | None]]]:
+        return self._lake.slices(table)
+
     def run_ids(self, table: str, *, layer: int | None = None) -> set[str]:
         return self._lake.run_ids(table, layer=layer)
 

@@ -69,11 +69,27 @@ class Settings(BaseSettings):
     human_explanations: str | None = Field(
         None, description="CSV or JSONL file of explanations by people: neuron, explanation, author"
     )
+    automation_budget_usd: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="most US dollars that this lake may cost in all while Dagster explains by itself what a change of the model "
+        "made stale; without it Dagster asks no language model by itself",
+    )
     lake: str | None = Field(
         None, description="folder or object-store prefix of the tables; `lake/<subject>` (and the site) by default"
     )
 
-    @field_validator("revision", "explainer", "simulator", "prices", "human_explanations", "lake", mode="before")
+    @field_validator(
+        "revision",
+        "explainer",
+        "simulator",
+        "prices",
+        "human_explanations",
+        "automation_budget_usd",
+        "lake",
+        mode="before",
+    )
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         """An empty text is no choice, so that a flag can take back what the file says."""

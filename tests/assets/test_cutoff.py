@@ -2,24 +2,35 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import polars as pl
 import pytest
 import torch
+from dagster._core.definitions.asset_daemon_cursor import AssetDaemonCursor
+from dagster._core.definitions.automation_tick_evaluation_context import (
+    build_run_requests,
+    build_run_requests_with_backfill_policies,
+)
 from polars.testing import assert_frame_equal
 from safetensors.torch import load_file, save_file
 
 from assets import definitions
+from assets.automation import SENSOR
 from assets.freshness import Outside
-from assets.run import Outcome, Runner
+from assets.project import parse_key
+from assets.run import CAPTURE, END_TAG, START_TAG, Outcome, Runner, materialize
+from assets.step import DATA_VERSION_TAG
+from pipeline.provenance import frame_hash
+from pipeline.tables import TABLES
 from pipeline.testing import Planted, ScriptedLanguageModel, planted_checkpoint, planted_corpus
 from resources.corpus import open_corpus
-from resources.settings import load
+from resources.settings import Settings, load
 
 HOPS = ("exemplars", "explanations", "simulations", "scores")
 MODEL = "scripted"
@@ -36,11 +47,20 @@ class Project:
     def weights(self) -> Path:
         return self.home / "subject" / "model.safetensors"
 
+    def settings(self, **choices: Any) -> Settings:
+        return load(
+            subject=str(self.home / "subject"), corpus=str(self.home / "corpus.jsonl"), explainer=MODEL,
+            device="cpu", lake=str(self.home / "lake"), **choices,
+        )  # fmt: skip
+
+    def definitions(self, **choices: Any) -> dg.Definitions:
+        """The assets and doors, as a new process has them."""
+        return definitions.build(self.settings(**choices), language=self.language)
+
     @contextmanager
     def runner(self) -> Iterator[Runner]:
         """What `run` makes things with, as the model and the text are now."""
-        settings = load(subject=str(self.home / "subject"), corpus=str(self.home / "corpus.jsonl"), explainer=MODEL,
-                        device="cpu", lake=str(self.home / "lake"))  # fmt: skip
+        settings = self.settings()
         subject = definitions.open_subject(settings)
         outside = Outside(
             corpus=open_corpus(settings.corpus).fingerprint(), tokenizer=subject.tokenizer_hash(),
@@ -48,7 +68,7 @@ class Project:
         )  # fmt: skip
         with dg.DagsterInstance.ephemeral() as instance:
             yield Runner(
-                definitions.build(settings, language=self.language), instance, definitions.open_lake(settings),
+                self.definitions(), instance, definitions.open_lake(settings),
                 definitions.open_project(settings, subject), outside, lambda _: None,
             )  # fmt: skip
 
@@ -100,6 +120,18 @@ def project(whole: Project, planted: Planted, tmp_path: Path) -> Project:
     return Project(tmp_path, language)
 
 
+def unused(project: Project) -> int:
+    """A token that no text holds."""
+    spelled = json.loads((project.home / "subject" / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
+    used = project.table("sequences").get_column("token_ids").explode(empty_as_null=True, keep_nulls=True)
+    return min(set(spelled.values()) - set(used))
+
+
+def reads_more(weight: torch.Tensor) -> None:
+    """Neuron 1:0 also reads what its neighbour reads."""
+    weight[:, 0].add_(weight[:, 1])
+
+
 def asked(tables: dict[str, pl.DataFrame]) -> set[str]:
     """The requests that these rows come from."""
     return {
@@ -120,27 +152,26 @@ def assert_same(now: dict[str, pl.DataFrame], before: dict[str, pl.DataFrame]) -
 
 def test_one_neuron_of_the_last_layer_with_other_weights_is_all_that_is_asked_about_again(project: Project) -> None:
     before = project.tables()
-    # Neuron 1:0 reads less, and so does nothing else.
-    project.edit("h.1.mlp.c_fc.weight", lambda weight: weight[:, 0].mul_(0.75))
+    project.edit("h.1.mlp.c_fc.weight", reads_more)
     assert {layer for table, layer in project.not_fresh() if table != "connections"} == {1}
     outcome = project.refresh()
     assert outcome.made[:2] == ["subject_layers layer 1", "activations layer 1"]
     after, it = project.tables(), (pl.col("layer") == 1) & (pl.col("neuron") == 0)
     assert_same(rows_of(after, ~it), rows_of(before, ~it))
     new = asked(rows_of(after, it)) - asked(before)
-    assert project.language.sent == len(new)
+    assert project.language.sent == len(new) > 0
     assert not set(after["scores"].filter(it).get_column("run_id")) & set(before["scores"].get_column("run_id"))
     assert project.not_fresh() == set()
 
 
 def test_a_model_that_is_as_it_was_again_makes_old_rows_fresh(project: Project) -> None:
     kept, before = project.weights.read_bytes(), project.tables()
-    project.edit("h.1.mlp.c_fc.weight", lambda weight: weight[:, 0].mul_(0.75))
+    project.edit("h.1.mlp.c_fc.weight", reads_more)
     assert project.not_fresh()
     project.weights.write_bytes(kept)
     # Nothing was made in between, so nothing is made now.
     assert project.refresh().made == []
-    project.edit("h.1.mlp.c_fc.weight", lambda weight: weight[:, 0].mul_(0.75))
+    project.edit("h.1.mlp.c_fc.weight", reads_more)
     project.refresh()
     sent = project.language.sent
     project.weights.write_bytes(kept)
@@ -153,11 +184,8 @@ def test_a_model_that_is_as_it_was_again_makes_old_rows_fresh(project: Project) 
 
 
 def test_weights_that_no_text_reaches_leave_everything_after_the_exemplars_fresh(project: Project) -> None:
-    spelled = json.loads((project.home / "subject" / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
-    used = set(project.table("sequences").get_column("token_ids").explode(empty_as_null=True, keep_nulls=True))
-    unused = min(set(spelled.values()) - used)
     before = project.tables()
-    project.edit("wte.weight", lambda weight: weight[unused].add_(0.5))
+    project.edit("wte.weight", lambda weight: weight[unused(project)].add_(0.5))
     outcome = project.refresh()
     assert outcome.made == [
         "subject_layers layers 0-1",
@@ -170,3 +198,100 @@ def test_weights_that_no_text_reaches_leave_everything_after_the_exemplars_fresh
     assert project.language.sent == 0
     assert_same(project.tables(), before)
     assert project.not_fresh() == set()
+
+
+# Dagster by itself
+
+
+@dataclass
+class Daemon:
+    """What Dagster's daemon does with a project, one evaluation at a time."""
+
+    project: Project
+    instance: dg.DagsterInstance
+    choices: dict[str, Any]
+    cursor: AssetDaemonCursor | None = None
+
+    def make(self, *assets: str, layers: Sequence[int] = (), neuron: tuple[int, int] | None = None) -> None:
+        """A run. Each begins with doors of its own, as a process of its own has them."""
+        materialize(self.project.definitions(**self.choices), self.instance, assets, layers=layers, neuron=neuron)
+
+    def tick(self) -> list[tuple[set[str], list[int]]]:
+        """Evaluate once, and make what is asked for: assets and layers of each run."""
+        built = self.project.definitions(**self.choices)
+        graph = built.resolve_asset_graph()
+        found = dg.evaluate_automation_conditions(built, self.instance, cursor=self.cursor)
+        self.cursor = found.cursor
+        asked = [result.true_subset for result in found.results if not result.true_subset.is_empty]
+        sensor = built.resolve_sensor_def(SENSOR)
+        assert isinstance(sensor, dg.AutomationConditionSensorDefinition)
+        runs = []
+        for request in build_run_requests(asked, graph, {}, emit_backfills=sensor.emit_backfills):
+            # Several layers are asked for as a backfill, which the daemon cuts into runs by each asset's policy.
+            if request.asset_graph_subset is not None:
+                partitions = list(request.asset_graph_subset.iterate_asset_partitions())
+                cut = build_run_requests_with_backfill_policies(partitions, graph, self.instance)
+            else:
+                cut = [request]
+            for one in cut:
+                first, last = (one.tags.get(tag, one.partition_key) for tag in (START_TAG, END_TAG))
+                layers = list(range(parse_key(str(first))[0], parse_key(str(last))[0] + 1))
+                assets = {key.to_user_string() for key in one.asset_selection or ()}
+                self.make(*assets, layers=layers)
+                runs.append((assets, layers))
+        return sorted(runs, key=lambda run: (sorted(run[0]), run[1]))
+
+
+@contextmanager
+def daemon(project: Project, **choices: Any) -> Iterator[Daemon]:
+    """One that knows of everything that was made."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        found = Daemon(project, instance, choices)
+        found.make("sequences")
+        found.make("subject_layers", layers=[0, 1])
+        found.make(*CAPTURE, layers=[0, 1])
+        for layer in (0, 1):
+            found.make(*HOPS, layers=[layer])
+        # The first evaluation sees what there is, and asks for nothing.
+        assert found.tick() == []
+        yield found
+
+
+def test_dagster_captures_stale_layers_in_one_pass_and_goes_on_only_where_content_changed(project: Project) -> None:
+    with daemon(project, automation_budget_usd=5) as by_itself:
+        sent = project.language.sent
+        project.edit("wte.weight", lambda weight: weight[unused(project)].add_(0.5))
+        by_itself.make("subject_layers", layers=[0, 1])
+        assert by_itself.tick() == [(set(CAPTURE), [0, 1])]
+        assert by_itself.tick() == [({"exemplars"}, [0]), ({"exemplars"}, [1])]
+        # All exemplars came out the same, so nobody is asked.
+        assert (by_itself.tick(), project.language.sent) == ([], sent)
+
+        project.edit("h.1.mlp.c_fc.weight", reads_more)
+        by_itself.make("subject_layers", layers=[0, 1])
+        assert by_itself.tick() == [(set(CAPTURE), [1])]
+        chain = [by_itself.tick() for _ in range(5)]
+        assert chain == [*([({hop}, [1])] for hop in HOPS), []]
+        assert project.language.sent > sent
+        assert project.not_fresh() == {("connections", 0), ("connections", 1)}
+
+
+def test_without_a_budget_dagster_asks_no_language_model_by_itself(project: Project) -> None:
+    with daemon(project) as by_itself:
+        project.edit("h.1.mlp.c_fc.weight", reads_more)
+        by_itself.make("subject_layers", layers=[0, 1])
+        assert [by_itself.tick() for _ in range(3)] == [[(set(CAPTURE), [1])], [({"exemplars"}, [1])], []]
+        # What a person makes goes on to what costs nothing.
+        by_itself.make("explanations", layers=[1])
+        by_itself.make("simulations", layers=[1])
+        assert by_itself.tick() == [({"scores"}, [1])]
+
+        # One neuron from the UI has its own event, with the hash of its own rows.
+        by_itself.make(*(f"neuron_{hop}" for hop in HOPS), neuron=(1, 0))
+        records = by_itself.instance.fetch_materializations(
+            dg.AssetRecordsFilter(asset_key=dg.AssetKey("neuron_scores"), asset_partitions=["L01|N0000"]), limit=1
+        ).records
+        (event,) = (record.asset_materialization for record in records)
+        assert event is not None
+        rows = project.table("scores").filter((pl.col("layer") == 1) & (pl.col("neuron") == 0))
+        assert (event.tags or {})[DATA_VERSION_TAG] == frame_hash(rows, key=TABLES["scores"].key)

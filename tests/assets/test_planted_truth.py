@@ -68,7 +68,7 @@ def opened(home: Path, planted: Planted, language: ScriptedLanguageModel, *, on_
     """The real assets and doors on a folder, but for the endpoint. Dagster keeps its events in memory unless told."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NEURONLEDGER_HOME", str(home))
-        patch.setattr(definitions, "open_language", lambda settings, lake: language)
+        patch.setattr(definitions, "open_language", lambda settings, lake, **_: language)
         settings = load(
             subject=str(planted.folder), corpus=str(home / "corpus.jsonl"), explainer=MODEL, device="cpu", lake="lake"
         )
