@@ -1,6 +1,6 @@
 """The asset `explanations`: of every neuron, what its tokens say of it, and what a language model does if there is one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,8 +10,9 @@ import polars as pl
 from assets.project import Project, parse_key
 from assets.spec import checks, described
 from assets.step import Step, Written
+from pipeline import best_of, human, methods, token_activation_pairs
 from pipeline import explanations as written_by_model
-from pipeline import human, methods, token_activation_pairs
+from pipeline import simulations as played_by_model
 from pipeline.baselines import METHODS
 from pipeline.baselines import explanations as baseline_rows
 from pipeline.checks import check
@@ -19,7 +20,8 @@ from pipeline.contrast import quiet
 from pipeline.controls import EMPTY, RANDOM, empty_explanations, random_explanations
 from pipeline.evidence import evidence as gathered
 from pipeline.languages import ENGLISH
-from pipeline.ports import Lake, LanguageModel, Usage
+from pipeline.ports import Lake, LanguageModel, Reply, Usage
+from pipeline.rounds import Round, Rounds, driven, usual
 from pipeline.selection import Selection, selected
 from pipeline.texts import display, spelled, token_texts
 
@@ -36,10 +38,13 @@ def settings(project: Project) -> dict[str, Any]:
             "explainer": project.choices.explainer,
             "seed": project.choices.seed,
         }
-        for name in asking(project):
+        for name in (*asking(project), *choosing(project)):
             # Of the first method the name is older than there were others.
             at = "prompt" if name == token_activation_pairs.METHOD else f"prompt of {name}"
             chosen[at] = methods.prompt_hash(name, project.choices.language)
+        if choosing(project):
+            way = project.choices.simulation
+            chosen["chosen by"] = [project.choices.simulator, played_by_model.PROMPT_HASHES[way]]
         if project.choices.language != ENGLISH:
             chosen["language"] = project.choices.language
         if project.choices.select != Selection():
@@ -57,7 +62,7 @@ def inputs(project: Project) -> tuple[str, ...]:
 
 def more_inputs(project: Project) -> tuple[str, ...]:
     """Those of them that only some methods need."""
-    asked = asking(project) if project.choices.explainer else ()
+    asked = (*asking(project), *choosing(project)) if project.choices.explainer else ()
     return tuple(sorted({table for name in asked for table in methods.tables(name)} - set(INPUTS)))
 
 
@@ -80,6 +85,11 @@ def asking(project: Project) -> tuple[str, ...]:
     return tuple(name for name in project.choices.methods if name in methods.ASKING)
 
 
+def choosing(project: Project) -> dict[str, int]:
+    """The methods chosen that choose among hypotheses, and among how many."""
+    return {name: number for name, number in methods.CHOOSING.items() if name in project.choices.methods}
+
+
 def with_controls(
     project: Project, rows: pl.DataFrame, others: pl.DataFrame, asked_about: pl.DataFrame
 ) -> pl.DataFrame:
@@ -100,10 +110,8 @@ def baselines(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     return baseline_rows(tables["token_associations"], tables["exemplars"], texts, statistics=statistics)
 
 
-def questions(
-    project: Project, asked_about: pl.DataFrame, tables: Mapping[str, pl.DataFrame], *, model: str
-) -> tuple[written_by_model.Asked, dict[str, Any]]:
-    """The requests about these neurons, and what turns their replies into rows: methods and evidence."""
+def rounds(project: Project, asked_about: pl.DataFrame, tables: Mapping[str, pl.DataFrame], *, model: str) -> Rounds:
+    """What is asked about these neurons, round after round, and in the end the rows of a language model."""
     sequences, exemplars = tables["sequences"], tables["exemplars"]
     texts, words = display(sequences), token_texts(sequences)
     others: dict[str, Any] = {}
@@ -112,12 +120,23 @@ def questions(
     if "activations" in tables:
         others["quiet"] = quiet(tables["activations"], exemplars, sequences, clearly=methods.CLEARLY)
     more: dict[str, Any] = {
-        "methods": asking(project),
         "evidence": gathered(exemplars, tables["token_associations"], texts, words, **others),
         "spoken": project.choices.language,
+        "model": model,
     }
-    seed = project.choices.seed
-    return written_by_model.requests(asked_about, exemplars, texts, model=model, seed=seed, **more), more
+    seed, names = project.choices.seed, asking(project)
+    asked = written_by_model.requests(asked_about, exemplars, texts, seed=seed, methods=names, **more)
+    supposed = [methods.answer(question.method, usual(request)) for question, request in asked]
+    replies = yield Round([request for _, request in asked], supposed)
+    rows = written_by_model.rows(asked, replies, asked_about, exemplars, methods=names, **more)
+    for number in choosing(project).values():
+        best = yield from best_of.rounds(
+            asked_about, exemplars, texts, number=number, seed=seed,
+            calibration=best_of.calibrating(tables["activations"], sequences),
+            simulator=project.choices.simulator or model, way=project.choices.simulation, **more,
+        )  # fmt: skip
+        rows = together(rows, best)
+    return rows
 
 
 def together(rows: pl.DataFrame, others: pl.DataFrame) -> pl.DataFrame:
@@ -145,9 +164,15 @@ def make(
         usage = Usage()
         if (model := project.choices.explainer) is not None:
             asked_about = about(project, rows, tables, layer=layer, neuron=neuron)
-            asked, more = questions(project, asked_about, tables, model=model)
-            replies, usage = language.answer([request for _, request in asked], run_id=step.run_id)
-            said = written_by_model.rows(asked, replies, asked_about, exemplars, model=model, **more)
+            usages: list[Usage] = []
+
+            def answer(asked: Round) -> Sequence[Reply]:
+                replies, usage = language.answer(asked.requests, run_id=step.run_id)
+                usages.append(usage)
+                return replies
+
+            said = driven(rounds(project, asked_about, tables, model=model), answer)
+            usage = sum(usages, Usage())
             # A neuron alone has no others beside it but those that were explained before.
             others = said if neuron is None else lake.read("explanations", layer=layer)
             said = with_controls(project, said, others.filter(pl.col("explainer") == model), asked_about)

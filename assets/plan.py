@@ -14,18 +14,15 @@ import polars as pl
 
 from assets import explanations
 from assets.project import Project
-from pipeline import explanations as written_by_model
-from pipeline import human, methods
+from pipeline import human
 from pipeline import simulations as played_by_model
 from pipeline.ports import Lake, QuotingLanguageModel, Reply, Request
+from pipeline.rounds import USUAL, Round, driven
 from pipeline.tables import TABLES
 from pipeline.texts import display
 
 BYTES_PER_TOKEN = 2.5
 """Until a reply is kept: our prompts are much punctuation and numbers, of which a token holds less than of prose."""
-
-USUAL = "words that refer to a usual topic, such as names of places or of people, in any text"
-"""Stands in for an explanation that is not written yet."""
 
 USUAL_SHARE = 0.4
 """Of the most tokens that a reply may have, until one is kept: `[12,0],` is four or five of the twelve that are allowed."""
@@ -81,9 +78,13 @@ def planned(
         }
         written = human.explanations(project.choices.human, layer=layer)
         if (model := project.choices.explainer) is not None:
-            stage, said = _explained(project, language, inputs, _sizes(lake, model), layer=layer, model=model)
+            requests, said = _explained(project, language, inputs, layer=layer, model=model)
             written = explanations.together(written, said)
-            yield stage
+            for asked_of in dict.fromkeys((model, *(request.model for request in requests))):
+                yield _stage(
+                    "explanations", [request for request in requests if request.model == asked_of], layer=layer,
+                    model=asked_of, language=language, sizes=_sizes(lake, asked_of),
+                )  # fmt: skip
         if (model := project.choices.simulator) is not None and not written.is_empty():
             texts, choices = display(inputs["sequences"]), project.choices
             asked = played_by_model.requests(
@@ -104,26 +105,29 @@ def ready(lake: Lake, project: Project, layer: int) -> bool:
 
 
 def _explained(
-    project: Project,
-    language: QuotingLanguageModel,
-    inputs: dict[str, pl.DataFrame],
-    sizes: _Sizes,
-    *,
-    layer: int,
-    model: str,
-) -> tuple[Planned, pl.DataFrame]:
-    """The requests to explain, and the explanations as they are or will be."""
+    project: Project, language: QuotingLanguageModel, inputs: dict[str, pl.DataFrame], *, layer: int, model: str
+) -> tuple[list[Request], pl.DataFrame]:
+    """The requests of all rounds of explaining, and the explanations as they are or will be."""
     about = explanations.about(project, explanations.baselines(inputs), inputs, layer=layer, neuron=None)
-    asked, more = explanations.questions(project, about, inputs, model=model)
-    requests = [request for _, request in asked]
-    stage = _stage("explanations", requests, layer=layer, model=model, language=language, sizes=sizes)
-    # No two neurons get the same words, for then their simulations would be asked for once.
-    replies = [
-        reply or Reply(f"not sent {place}", methods.answer(question.method, f"{USUAL}, {place}"), missing_because=None)
-        for place, ((question, _), reply) in enumerate(zip(asked, language.recall(requests), strict=True))
-    ]
-    said = written_by_model.rows(asked, replies, about, inputs["exemplars"], model=model, **more)
-    return stage, explanations.with_controls(project, said, said, about)
+    requests: list[Request] = []
+
+    def answer(asked: Round) -> list[Reply]:
+        before = set(requests)
+        requests.extend(request for request in asked.requests if request not in before)
+        texts: Sequence[str | None] = asked.usual or [None] * len(asked.requests)
+        return [
+            reply or Reply(f"not sent {place}", text, missing_because="not_requested" if text is None else None)
+            for place, (reply, text) in enumerate(zip(language.recall(asked.requests), texts, strict=True))
+        ]
+
+    said = driven(explanations.rounds(project, about, inputs, model=model), answer)
+    # What is chosen among explanations that are not written yet will have words too.
+    unknown = pl.col("missing_because") == "not_requested"
+    said = said.with_columns(
+        text=pl.when(unknown).then(pl.format("{}, {}", pl.lit(USUAL), "explanation_id")).otherwise("text"),
+        missing_because=pl.when(~unknown).then("missing_because"),
+    )
+    return requests, explanations.with_controls(project, said, said, about)
 
 
 def _stage(

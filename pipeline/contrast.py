@@ -19,8 +19,8 @@ def quiet(records: pl.DataFrame, exemplars: pl.DataFrame, sequences: pl.DataFram
     """At most five quiet records of each neuron that has exemplars: `AT`, `sequence_id` and `identity`, hardest first.
 
     `records`, `exemplars` and `sequences` are rows of `activations`, `exemplars` and `sequences`. A record is quiet if
-    its peak is below `clearly` on the scale of the exemplars that are shown. The hardest holds the most different tokens
-    on which these are clearly active; of equally hard ones the lower sequence goes first.
+    its peak is below `clearly` on the scale of the exemplars that are shown. The hardest holds the tokens on which these
+    are most active, each counted by its strongest activation; of equally hard ones the lower sequence goes first.
     """
     shown = exemplars.filter(pl.col("split") == "explain")
     maxima = shown.group_by(AT).agg(pl.col("scale_maximum").first())
@@ -43,16 +43,16 @@ def quiet(records: pl.DataFrame, exemplars: pl.DataFrame, sequences: pl.DataFram
         shown.select(*AT, "token_ids", "scaled_activations")
         .explode("token_ids", "scaled_activations")
         .filter(pl.col("scaled_activations") >= clearly)
-        .select(*AT, pl.col("token_ids").alias("token"))
-        .unique()
+        .group_by(*AT, pl.col("token_ids").alias("token"))
+        .agg(pl.col("scaled_activations").max().cast(pl.Int64))
     )
     shared = (
         found.select(*AT, "sequence_id", pl.col("token_ids").alias("token"))
         .explode("token")
         .unique()
-        .join(liked, on=[*AT, "token"], how="semi")
+        .join(liked, on=[*AT, "token"])
         .group_by(*AT, "sequence_id")
-        .agg(shared=pl.len())
+        .agg(shared=pl.col("scaled_activations").sum())
     )
     return (
         found.join(shared, on=[*AT, "sequence_id"], how="left")

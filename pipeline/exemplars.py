@@ -5,6 +5,8 @@ document belongs to one split, and each split has its own strongest records: fiv
 random ones to score.
 """
 
+from collections.abc import Collection
+
 import polars as pl
 
 from pipeline.capture import PER_SPLIT
@@ -15,8 +17,10 @@ SHOWN = ("explain",)
 SCORED = ("score",)
 
 
-def exemplars(records: pl.DataFrame, sequences: pl.DataFrame) -> pl.DataFrame:
+def exemplars(records: pl.DataFrame, sequences: pl.DataFrame, *, scored: Collection[str] = SCORED) -> pl.DataFrame:
     """The `exemplars` rows for the neurons in `records` (rows of `activations`), without `run_id`.
+
+    `scored` are the splits of which top and random records are taken beside those that are shown.
 
     `scale_maximum` is the strongest activation among the records shown to the explainer, so that 10 on the scale is
     what the explainer sees as 10 (Bills et al. 2023, code; the paper says the strongest ever observed). Scored
@@ -27,7 +31,7 @@ def exemplars(records: pl.DataFrame, sequences: pl.DataFrame) -> pl.DataFrame:
         records.filter(pl.col("stratum").is_in(["top", "random"]))
         .select("layer", "neuron", "polarity", "stratum", "sequence_id", "peak", "activations")
         .join(texts, on="sequence_id", how="inner")
-        .filter((pl.col("split").is_in(SHOWN) & (pl.col("stratum") == "top")) | pl.col("split").is_in(SCORED))
+        .filter((pl.col("split").is_in(SHOWN) & (pl.col("stratum") == "top")) | pl.col("split").is_in(scored))
         .with_columns(pl.when(pl.col("polarity") == "-").then(-pl.col("peak")).otherwise(pl.col("peak")).alias("peak"))
         .sort(
             "neuron",

@@ -51,6 +51,7 @@ LOGITS = "logits.json"
 
 HYPOTHESES = "hypotheses"
 MOST_HYPOTHESES = 5
+BEST_OF = "best-of"
 
 CONTRAST = "contrast.json"
 """File with quiet texts for each worked case of `cases.json`."""
@@ -242,7 +243,10 @@ METHODS: dict[str, Method] = {
 ASKING = (pairs.METHOD, *METHODS)
 """The methods that ask a language model."""
 
-NAMES = (*ASKING, *CONTROLS)
+CHOOSING = {f"{BEST_OF}:{number}": number for number in range(2, MOST_HYPOTHESES + 1)}
+"""The methods that choose among so many hypotheses; see `pipeline.best_of`."""
+
+NAMES = (*ASKING, *CHOOSING, *CONTROLS)
 
 
 def parse(text: str) -> tuple[str, ...]:
@@ -265,12 +269,15 @@ def parse(text: str) -> tuple[str, ...]:
 
 def prompt_hash(name: str, language: str = ENGLISH) -> str:
     """Of every file that a request of the method is made from, in the language of its explanations."""
+    name = f"{HYPOTHESES}:{CHOOSING[name]}" if name in CHOOSING else name
     found = pairs.PROMPT_HASH if name == pairs.METHOD else METHODS[name].prompt_hash
     return found if language == ENGLISH else content_hash([found, language_hash(language)])
 
 
 def tables(name: str) -> tuple[str, ...]:
-    """The tables that what a method shows is from."""
+    """The tables that what a method shows, or chooses by, is from."""
+    if name in CHOOSING:
+        return (*tables(f"{HYPOTHESES}:{CHOOSING[name]}"), "activations")
     kinds = ("excerpts",) if name == pairs.METHOD else METHODS[name].kinds
     return tuple(table for kind in kinds for table in SHOWN_FROM[kind])
 

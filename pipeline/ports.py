@@ -218,6 +218,22 @@ class Usage:
     failures: Mapping[str, int] = field(default_factory=dict)
     """How many requests ended with each reason."""
 
+    def __add__(self, other: "Usage") -> "Usage":
+        """Both together; their cost is unknown where that of either is, unless it asked for nothing."""
+        asked = [usage for usage in (self, other) if usage.requests_sent or usage.requests_kept]
+        costs = [usage.cost_usd for usage in asked]
+        return Usage(
+            requests_sent=self.requests_sent + other.requests_sent,
+            requests_kept=self.requests_kept + other.requests_kept,
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+            cost_usd=None if not costs or None in costs else sum(cost for cost in costs if cost is not None),
+            failures={
+                reason: self.failures.get(reason, 0) + other.failures.get(reason, 0)
+                for reason in {**self.failures, **other.failures}
+            },
+        )
+
 
 class LanguageModel(Protocol):
     """Answers requests. Two requests with the same content get one answer, which is paid for once."""

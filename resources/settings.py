@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     methods: str = Field(
         "token-activation-pairs",
         description="ways to ask the explainer, separated by commas: `token-activation-pairs`, `highlight`, "
-        "`highlight-values`, `highlight-reasoning`, `contrastive`, `hypotheses:5`, `summary`, `next-token-pairs`, `logits`, `token-space`, "
+        "`highlight-values`, `highlight-reasoning`, `contrastive`, `hypotheses:5`, `best-of:5`, `summary`, `next-token-pairs`, `logits`, `token-space`, "
         "`token-space-weights`; "
         "`random-explanation` and `empty` are controls",
     )

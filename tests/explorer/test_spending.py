@@ -355,6 +355,28 @@ def test_each_hypothesis_has_a_row_and_a_score_of_its_own_and_a_plan_counts_them
     assert all(value is None or value < 0.5 for value in of_each.filter(pl.col("text") != right)["value"])
 
 
+def test_the_best_of_three_is_chosen_on_texts_that_are_not_scored(folder, truth):
+    with Endpoint(truth, counts=True) as endpoint:
+        words = (*asking(endpoint), "--methods", "hypotheses:3,best-of:3", "--select", "top:1:variance")
+        words = (*words, "--simulation", "json-many")
+        plan = planned(folder, "--layers", "0", *words)
+        result = folder.type("run", "--layers", "0", *words)
+        assert result.exit_code == 0, result.stderr
+        asked = endpoint.asked.total()
+        assert set(endpoint.asked.values()) == {1}
+        # One request to explain, two to try each of three, two to score each; what is best is among the three.
+        assert asked == 1 + 3 * 2 + 3 * 2
+        assert plan["total"]["to_send"] == asked + 2
+        assert folder.type("run", "--neurons", "0:1", *words[:-4], "--simulation", "json-many").exit_code == 0
+    rows = folder.table("explanations", layer=0)
+    (best,) = rows.filter(method="best-of:3", neuron=1)["text"]
+    assert best == 'the words "cat", "dog", "horse", "sheep", "mouse"'
+    assert rows.filter(method="hypotheses:3", neuron=1)["text"].n_unique() == 3
+    assert "best-of:3 by scripted" in folder.type("show", "0:1").stdout
+    scores = folder.table("scores", layer=0).filter(method="best-of:3", scorer="ev_correlation", split="top_and_random")
+    assert scores["value"].min() > 0.9
+
+
 def test_what_people_wrote_is_simulated_and_scored_without_an_explainer(folder, truth):
     (folder.home / "people.csv").write_text(
         'neuron,explanation,author\n0:1,"the words ""cat"", ""dog"", ""horse"", ""sheep"", ""mouse""",Ada\n0:0,the words,Bob\n'
