@@ -7,21 +7,23 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from assets.listening import heard
 from assets.project import Project, parse_key
 from assets.spec import checks, described
 from assets.step import Step, Written
-from pipeline import best_of, human, methods, token_activation_pairs
+from pipeline import best_of, human, methods, revision, token_activation_pairs
 from pipeline import explanations as written_by_model
 from pipeline import simulations as played_by_model
 from pipeline.baselines import METHODS
 from pipeline.baselines import explanations as baseline_rows
 from pipeline.checks import check
 from pipeline.contrast import quiet
-from pipeline.controls import EMPTY, RANDOM, empty_explanations, random_explanations
+from pipeline.controls import CONTROLS, EMPTY, RANDOM, empty_explanations, random_explanations
+from pipeline.evidence import CLEARLY
 from pipeline.evidence import evidence as gathered
 from pipeline.languages import ENGLISH
-from pipeline.ports import Lake, LanguageModel, Reply, Usage
-from pipeline.rounds import Round, Rounds, driven, usual
+from pipeline.ports import Lake, LanguageModel, Reply, SubjectModel, Usage
+from pipeline.rounds import Heard, Listening, Round, Rounds, driven, usual
 from pipeline.selection import Selection, selected
 from pipeline.texts import display, spelled, token_texts
 
@@ -38,7 +40,7 @@ def settings(project: Project) -> dict[str, Any]:
             "explainer": project.choices.explainer,
             "seed": project.choices.seed,
         }
-        for name in (*asking(project), *choosing(project)):
+        for name in sending(project):
             # Of the first method the name is older than there were others.
             at = "prompt" if name == token_activation_pairs.METHOD else f"prompt of {name}"
             chosen[at] = methods.prompt_hash(name, project.choices.language)
@@ -62,7 +64,7 @@ def inputs(project: Project) -> tuple[str, ...]:
 
 def more_inputs(project: Project) -> tuple[str, ...]:
     """Those of them that only some methods need."""
-    asked = (*asking(project), *choosing(project)) if project.choices.explainer else ()
+    asked = sending(project) if project.choices.explainer else ()
     return tuple(sorted({table for name in asked for table in methods.tables(name)} - set(INPUTS)))
 
 
@@ -83,6 +85,11 @@ def about(
 def asking(project: Project) -> tuple[str, ...]:
     """The methods chosen that ask a language model."""
     return tuple(name for name in project.choices.methods if name in methods.ASKING)
+
+
+def sending(project: Project) -> tuple[str, ...]:
+    """The methods chosen for which anything is sent."""
+    return tuple(name for name in project.choices.methods if name not in CONTROLS)
 
 
 def choosing(project: Project) -> dict[str, int]:
@@ -118,7 +125,7 @@ def rounds(project: Project, asked_about: pl.DataFrame, tables: Mapping[str, pl.
     if "connections" in tables:
         others = {"connections": tables["connections"], "spelled": spelled(tables["vocabulary"])}
     if "activations" in tables:
-        others["quiet"] = quiet(tables["activations"], exemplars, sequences, clearly=methods.CLEARLY)
+        others["quiet"] = quiet(tables["activations"], exemplars, sequences, clearly=CLEARLY)
     more: dict[str, Any] = {
         "evidence": gathered(exemplars, tables["token_associations"], texts, words, **others),
         "spoken": project.choices.language,
@@ -136,6 +143,13 @@ def rounds(project: Project, asked_about: pl.DataFrame, tables: Mapping[str, pl.
             simulator=project.choices.simulator or model, way=project.choices.simulation, **more,
         )  # fmt: skip
         rows = together(rows, best)
+    parents = rows.filter(pl.col("method") == names[0]) if names else rows
+    more["seed"] = seed
+    if revision.REVISION in project.choices.methods:
+        rows = together(rows, (yield from revision.rounds(parents, **more)))
+    if revision.RANDOM_REVISION in project.choices.methods:
+        found = revision.drawn(tables["activations"], exemplars, sequences, texts, seed=seed)
+        rows = together(rows, (yield from revision.random_rounds(parents, texts=found, **more)))
     return rows
 
 
@@ -148,6 +162,7 @@ def make(
     context: dg.AssetExecutionContext,
     lake: Lake,
     language: LanguageModel,
+    subject: SubjectModel,
     project: Project,
     *,
     layer: int,
@@ -171,7 +186,11 @@ def make(
                 usages.append(usage)
                 return replies
 
-            said = driven(rounds(project, asked_about, tables, model=model), answer)
+            def listen(asked: Listening) -> Sequence[Heard]:
+                step.note_origin(subject=subject.provenance())
+                return heard(subject, asked, layer=layer, length=project.choices.length)
+
+            said = driven(rounds(project, asked_about, tables, model=model), answer, listen)
             usage = sum(usages, Usage())
             # A neuron alone has no others beside it but those that were explained before.
             others = said if neuron is None else lake.read("explanations", layer=layer)
@@ -201,9 +220,10 @@ def define(project: Project) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext,
         lake: dg.ResourceParam[Lake],
         language: dg.ResourceParam[LanguageModel],
+        subject: dg.ResourceParam[SubjectModel],
     ) -> dg.MaterializeResult:
         layer, _ = parse_key(context.partition_key)
-        written, findings, numbers = make(context, lake, language, project, layer=layer)
+        written, findings, numbers = make(context, lake, language, subject, project, layer=layer)
         return written.result(findings, extra=numbers)
 
     return explanations

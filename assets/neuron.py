@@ -13,7 +13,7 @@ from assets import exemplars, explanations, scores, simulations
 from assets.project import Project, layer_key, parse_key
 from assets.spec import checks, described
 from assets.step import Written
-from pipeline.ports import Lake, LanguageModel
+from pipeline.ports import Lake, LanguageModel, SubjectModel
 from pipeline.tables import TABLES
 
 BY_LAYER = dg.MultiToSingleDimensionPartitionMapping(partition_dimension_name="layer")
@@ -50,9 +50,13 @@ def define(project: Project) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext,
         lake: dg.ResourceParam[Lake],
         language: dg.ResourceParam[LanguageModel],
+        subject: dg.ResourceParam[SubjectModel],
     ) -> dg.MaterializeResult:
         return _made(
-            context, project, "explanations", lambda **at: explanations.make(context, lake, language, project, **at)
+            context,
+            project,
+            "explanations",
+            lambda **at: explanations.make(context, lake, language, subject, project, **at),
         )
 
     @dg.asset(

@@ -8,16 +8,18 @@ estimated from the lengths of texts, by what the endpoint counted in replies tha
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import compress
 from typing import Any
 
 import polars as pl
 
 from assets import explanations
+from assets.listening import heard
 from assets.project import Project
 from pipeline import human
 from pipeline import simulations as played_by_model
-from pipeline.ports import Lake, QuotingLanguageModel, Reply, Request
-from pipeline.rounds import USUAL, Round, driven
+from pipeline.ports import Lake, QuotingLanguageModel, Reply, Request, SubjectModel
+from pipeline.rounds import USUAL, Heard, Listening, Round, driven
 from pipeline.tables import TABLES
 from pipeline.texts import display
 
@@ -66,9 +68,12 @@ class _Sizes:
 
 
 def planned(
-    lake: Lake, project: Project, language: QuotingLanguageModel, *, layers: Sequence[int]
+    lake: Lake, project: Project, language: QuotingLanguageModel, subject: SubjectModel, *, layers: Sequence[int]
 ) -> Iterator[Planned]:
-    """What explaining and simulating these layers would ask. A layer that is not `ready` gives nothing."""
+    """What explaining and simulating these layers would ask. A layer that is not `ready` gives nothing.
+
+    The subject reads sentences only if a kept reply holds them.
+    """
     for layer in layers:
         if not ready(lake, project, layer):
             continue
@@ -78,7 +83,7 @@ def planned(
         }
         written = human.explanations(project.choices.human, layer=layer)
         if (model := project.choices.explainer) is not None:
-            requests, said = _explained(project, language, inputs, layer=layer, model=model)
+            requests, said = _explained(project, language, subject, inputs, layer=layer, model=model)
             written = explanations.together(written, said)
             for asked_of in dict.fromkeys((model, *(request.model for request in requests))):
                 yield _stage(
@@ -105,7 +110,13 @@ def ready(lake: Lake, project: Project, layer: int) -> bool:
 
 
 def _explained(
-    project: Project, language: QuotingLanguageModel, inputs: dict[str, pl.DataFrame], *, layer: int, model: str
+    project: Project,
+    language: QuotingLanguageModel,
+    subject: SubjectModel,
+    inputs: dict[str, pl.DataFrame],
+    *,
+    layer: int,
+    model: str,
 ) -> tuple[list[Request], pl.DataFrame]:
     """The requests of all rounds of explaining, and the explanations as they are or will be."""
     about = explanations.about(project, explanations.baselines(inputs), inputs, layer=layer, neuron=None)
@@ -120,7 +131,14 @@ def _explained(
             for place, (reply, text) in enumerate(zip(language.recall(asked.requests), texts, strict=True))
         ]
 
-    said = driven(explanations.rounds(project, about, inputs, model=model), answer)
+    def listen(asked: Listening) -> list[Heard]:
+        real = [USUAL not in text for _, text in asked.texts]
+        found = iter(
+            heard(subject, Listening(list(compress(asked.texts, real))), layer=layer, length=project.choices.length)
+        )
+        return [next(found) if is_real else [(text, 0.0)] for is_real, (_, text) in zip(real, asked.texts, strict=True)]
+
+    said = driven(explanations.rounds(project, about, inputs, model=model), answer, listen)
     # What is chosen among explanations that are not written yet will have words too.
     unknown = pl.col("missing_because") == "not_requested"
     said = said.with_columns(

@@ -154,7 +154,7 @@ def plan(wanted: str | None, as_json: bool, **flags: Any) -> None:  # noqa: FBT0
     if project.choices.explainer is None and project.choices.simulator is None:
         raise SettingsError("there is nothing to plan without a language model; name one with --explainer")
     layers, lake = layer_range(wanted, len(project.n_neurons)), open_lake(settings)
-    stages = list(planned(lake, project, open_language(settings, lake), layers=layers))
+    stages = list(planned(lake, project, open_language(settings, lake), subject, layers=layers))
     missing = [layer for layer in layers if not ready(lake, project, layer)]
     total = terminal.planned_total(stages, concurrency=settings.concurrency)
     if as_json:

@@ -34,12 +34,18 @@ SHOWN_FROM: dict[Kind, tuple[str, ...]] = {
 """Where each kind of evidence is from."""
 
 
+CLEARLY = 3
+"""Scaled activation from which a token is marked (delphi marks from 0.3 of the strongest)."""
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What of one neuron on one side of zero may be shown: all of it is from documents that are not scored."""
 
     excerpts: Sequence[pairs.Excerpt] = ()
     exemplar_ids: Sequence[str] = ()
+    scale_maximum: float = 0.0
+    """The strongest activation of the excerpts, units of the neuron: 10 on the scale."""
     quiet: Sequence[str] = ()
     """Texts on which the neuron is nowhere clearly active, the hardest first; see `pipeline.contrast`."""
     tokens: Sequence[tuple[str, int]] = ()
@@ -74,7 +80,7 @@ def evidence(
         "layer", "neuron", "polarity", pl.col("stratum").replace_strict(order, return_dtype=pl.Int8), "rank"
     )
     by_neuron = shown.group_by("layer", "neuron", "polarity", maintain_order=True).agg(
-        "sequence_id", "scaled_activations", "exemplar_id", "identity"
+        "sequence_id", "scaled_activations", "exemplar_id", "identity", pl.col("scale_maximum").first()
     )
     rows = by_neuron.join(
         associations.select(
@@ -98,6 +104,7 @@ def evidence(
                 for sequence_id, scaled in zip(row["sequence_id"], row["scaled_activations"], strict=True)
             ],
             exemplar_ids=row["exemplar_id"],
+            scale_maximum=row["scale_maximum"],
             quiet=["".join(texts[sequence_id]) for sequence_id, _ in silent.get(key, ())],
             tokens=_strongest(row, words),
             exciting=_scaled(weights["input"][:TOKENS]),
@@ -111,6 +118,19 @@ def evidence(
             },
         )
     return found
+
+
+def marked(excerpt: pairs.Excerpt, *, values: bool, least: int = CLEARLY) -> list[Any]:
+    """An excerpt as pieces of text, tokens of scaled activation `least` or more in lists of their own."""
+    pieces: list[Any] = []
+    for token, activation in excerpt:
+        if activation >= least:
+            pieces.append([token, activation] if values else [token])
+        elif pieces and isinstance(pieces[-1], str):
+            pieces[-1] += token
+        else:
+            pieces.append(token)
+    return pieces
 
 
 def _by_neuron(quiet: pl.DataFrame | None) -> dict[tuple[int, int, str], list[tuple[str, str]]]:

@@ -30,13 +30,13 @@ from pipeline import prompts
 from pipeline import token_activation_pairs as pairs
 from pipeline.controls import CONTROLS, RANDOM
 from pipeline.errors import SettingsError
-from pipeline.evidence import SHOWN_FROM, Evidence, Kind
+from pipeline.evidence import CLEARLY, SHOWN_FROM, Evidence, Kind, marked
 from pipeline.languages import ENGLISH, language_hash
 from pipeline.ports import Reply, Request
 from pipeline.provenance import content_hash
-
-CLEARLY = 3
-"""Scaled activation from which a token is marked (delphi marks from 0.3 of the strongest)."""
+from pipeline.revision import NAMES as REVISING
+from pipeline.revision import REVISION
+from pipeline.revision import prompt_hash as revision_hash
 
 BEFORE = 6
 """Tokens before an active one that `summary` shows."""
@@ -158,18 +158,7 @@ def _hypotheses(reply: Reply, number: int) -> Said:
 
 def _marked(evidence: Evidence, *, values: bool) -> str | None:
     """Each excerpt as pieces of text, the clearly active tokens in brackets of their own."""
-    lines = []
-    for excerpt in evidence.excerpts:
-        pieces: list[Any] = []
-        for token, activation in excerpt:
-            if activation >= CLEARLY:
-                pieces.append([token, activation] if values else [token])
-            elif pieces and isinstance(pieces[-1], str):
-                pieces[-1] += token
-            else:
-                pieces.append(token)
-        lines.append(prompts.as_data(pieces))
-    return "\n".join(lines) or None
+    return "\n".join(prompts.as_data(marked(excerpt, values=values)) for excerpt in evidence.excerpts) or None
 
 
 def _places(evidence: Evidence) -> str | None:
@@ -196,19 +185,19 @@ def _next(evidence: Evidence) -> str | None:
 
 def _contrasted(evidence: Evidence) -> str | None:
     """Marked excerpts, and quiet ones."""
-    marked = _marked(evidence, values=False)
-    if marked is None or not evidence.quiet:
+    excerpts = _marked(evidence, values=False)
+    if excerpts is None or not evidence.quiet:
         return None
-    return "\n".join((marked, *(prompts.as_data({"quiet": text}) for text in evidence.quiet)))
+    return "\n".join((excerpts, *(prompts.as_data({"quiet": text}) for text in evidence.quiet)))
 
 
 def _with_logits(evidence: Evidence) -> str | None:
     """Marked excerpts, and what the neuron's output does to the tokens that come next."""
-    marked = _marked(evidence, values=False)
-    if marked is None or not (evidence.promoted or evidence.suppressed):
+    excerpts = _marked(evidence, values=False)
+    if excerpts is None or not (evidence.promoted or evidence.suppressed):
         return None
     promoted, suppressed = list(evidence.promoted), list(evidence.suppressed)
-    return "\n".join((marked, prompts.as_data({"promotes": promoted}), prompts.as_data({"suppresses": suppressed})))
+    return "\n".join((excerpts, prompts.as_data({"promotes": promoted}), prompts.as_data({"suppresses": suppressed})))
 
 
 def _list(tokens: Sequence[tuple[str, int]]) -> str | None:
@@ -246,7 +235,7 @@ ASKING = (pairs.METHOD, *METHODS)
 CHOOSING = {f"{BEST_OF}:{number}": number for number in range(2, MOST_HYPOTHESES + 1)}
 """The methods that choose among so many hypotheses; see `pipeline.best_of`."""
 
-NAMES = (*ASKING, *CHOOSING, *CONTROLS)
+NAMES = (*ASKING, *CHOOSING, *REVISING, *CONTROLS)
 
 
 def parse(text: str) -> tuple[str, ...]:
@@ -260,15 +249,18 @@ def parse(text: str) -> tuple[str, ...]:
         raise SettingsError(f"--methods (={text!r}): there is no {unknown[0]!r}; known are {', '.join(NAMES)}")
     if len(set(names)) < len(names):
         raise SettingsError(f"--methods (={text!r}) names a method twice")
-    if RANDOM in names and not set(names[: names.index(RANDOM)]) & set(ASKING):
-        raise SettingsError(
-            f"--methods (={text!r}): `{RANDOM}` takes the words of the first method; name that before it"
-        )
+    for name in (RANDOM, *REVISING):
+        if name in names and not set(names[: names.index(name)]) & set(ASKING):
+            raise SettingsError(
+                f"--methods (={text!r}): `{name}` takes the words of the first method; name that before it"
+            )
     return names
 
 
 def prompt_hash(name: str, language: str = ENGLISH) -> str:
     """Of every file that a request of the method is made from, in the language of its explanations."""
+    if name in REVISING:
+        return revision_hash(name, language)
     name = f"{HYPOTHESES}:{CHOOSING[name]}" if name in CHOOSING else name
     found = pairs.PROMPT_HASH if name == pairs.METHOD else METHODS[name].prompt_hash
     return found if language == ENGLISH else content_hash([found, language_hash(language)])
@@ -276,6 +268,9 @@ def prompt_hash(name: str, language: str = ENGLISH) -> str:
 
 def tables(name: str) -> tuple[str, ...]:
     """The tables that what a method shows, or chooses by, is from."""
+    if name in REVISING:
+        # What the subject does on new sentences depends on its weights.
+        return ("exemplars", "subject_layers" if name == REVISION else "activations")
     if name in CHOOSING:
         return (*tables(f"{HYPOTHESES}:{CHOOSING[name]}"), "activations")
     kinds = ("excerpts",) if name == pairs.METHOD else METHODS[name].kinds

@@ -285,6 +285,9 @@ class ScriptedLanguageModel:
             ("explain-highlight-reasoning", "explain-highlight-reasoning.user.txt", self._explained_reasoning),
             ("explain-next-token-pairs", "explain-next-token-pairs.user.txt", self._explained_next),
             ("explain-hypotheses", "explain-hypotheses.user.txt", self._explained_hypotheses),
+            ("explain-revision", "explain-revision.user.txt", self._revised),
+            ("explain-revision-random", "explain-revision-random.user.txt", self._revised),
+            ("sentences", "sentences.user.txt", _sentences),
             ("explain-contrastive", "explain-contrastive.user.txt", self._explained_marked),
             ("explain-summary", "explain-summary.user.txt", self._explained_places),
             ("explain-logits", "explain-logits.user.txt", self._explained_marked),
@@ -343,6 +346,11 @@ class ScriptedLanguageModel:
         others = dict.fromkeys(neuron.what for neuron in self.planted.neurons if neuron.what != right)
         return json.dumps({"explanations": [*list(others)[: int(number) - 1], right]})
 
+    def _revised(self, question: str) -> str | None:
+        """What is right, whatever was said before, from marked text."""
+        excerpts = "\n".join(line for line in question.splitlines() if line.startswith("["))
+        return type(self)(self.planted, naming=self.naming)._explained_marked(excerpts)
+
     def _explained_next(self, question: str) -> str | None:
         """The same from active tokens, each with the one after it."""
         places = (json.loads(line) for line in question.splitlines())
@@ -381,6 +389,14 @@ def scripted(*, naming: bool = True) -> "ScriptedLanguageModel":
     """A language model that knows all planted neurons, and of others names the strongest tokens."""
     neurons = (*_planted_neurons(), *_planted_gated_neurons())
     return ScriptedLanguageModel(Planted(Path(), neurons), naming=naming)
+
+
+def _sentences(question: str) -> str:
+    """Ten sentences with a word that an explanation names, and ten without, in planted words."""
+    quoted = re.findall('"([^"]+)"', json.loads(question)) or ["the"]
+    plain = [" ".join(COMMON[place : place + 9]) for place in range(20)]
+    fitting = [f"{text} {quoted[place % len(quoted)]}" for place, text in enumerate(plain[:10])]
+    return json.dumps({"fitting": fitting, "other": plain[10:]})
 
 
 def _simulated(question: str) -> str:

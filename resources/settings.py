@@ -50,7 +50,7 @@ class Settings(BaseSettings):
         description="ways to ask the explainer, separated by commas: `token-activation-pairs`, `highlight`, "
         "`highlight-values`, `highlight-reasoning`, `contrastive`, `hypotheses:5`, `best-of:5`, `summary`, `next-token-pairs`, `logits`, `token-space`, "
         "`token-space-weights`; "
-        "`random-explanation` and `empty` are controls",
+        "and of the first of them `revision`; `random-explanation`, `revision-random` and `empty` are controls",
     )
     language: str = Field("en", description="language of the explanations: `en`, `de`, `es`, `fr`")
     simulation: Literal["json", "json-many"] = Field(

@@ -377,6 +377,46 @@ def test_the_best_of_three_is_chosen_on_texts_that_are_not_scored(folder, truth)
     assert scores["value"].min() > 0.9
 
 
+def test_a_wrong_explanation_is_revised_by_what_the_subject_does_on_new_sentences(folder, planted):
+    language = ScriptedLanguageModel(planted, wrong=True)
+
+    def answer(asked):
+        messages = tuple((message["role"], message["content"]) for message in asked["messages"])
+        replies, _ = language.answer([Request(asked["model"], messages, 0.0, 1, 0)], run_id="r")
+        return replies[0].text
+
+    with Endpoint(answer, counts=True) as endpoint:
+        words = (*asking(endpoint), "--methods", "highlight,revision,revision-random", "--select", "top:1:variance")
+        words = (*words, "--simulation", "json-many")
+        plan = planned(folder, "--layers", "0", *words)
+        result = folder.type("run", "--layers", "0", *words)
+        assert result.exit_code == 0, result.stderr
+        asked = endpoint.asked.total()
+        control = folder.table("explanations", layer=0).filter(method="revision-random")["request_id"].drop_nulls()
+        # To explain, to write sentences, to revise; then two for each of two explanations (both revisions say the same).
+        assert asked == 3 + len(control) + 2 * 2
+        assert plan["total"]["to_send"] == asked + 2 * len(control)
+        assert planned(folder, "--layers", "0", *words)["total"]["to_send"] == 0
+        assert folder.not_fresh("--layers", "0", *words) == {}
+        assert folder.type("run", "--neurons", "0:1", *words[:6], "--methods", "highlight,revision").exit_code == 0
+    rows = folder.table("explanations", layer=0).filter(explainer="scripted").drop_nulls("text")
+    by_method = {row["method"]: row for row in rows.filter(neuron=1).iter_rows(named=True)}
+    right, wrong = next((one.what, one.wrong) for one in planted.neurons if (one.layer, one.neuron) == (0, 1))
+    assert by_method["highlight"]["text"] == wrong
+    assert by_method["revision"]["text"] == right
+    assert by_method["revision"]["parent_id"] == by_method["highlight"]["explanation_id"]
+    scores = folder.table("scores", layer=0, neurons=[1]).filter(scorer="ev_correlation", split="top_and_random")
+    values = dict(scores.select("method", "value").iter_rows())
+    assert values["revision"] > 0.9
+    assert values["highlight"] is None or values["highlight"] < 0.3
+    # False positives were shown: the sentences that the wrong explanation asked for, on which the neuron is silent.
+    request = folder.table("language_calls").filter(request_id=by_method["revision"]["request_id"])["request"].item()
+    lines = json.loads(request)["messages"][-1][1].splitlines()
+    active = [json.loads(line)["found"] for line in lines if '"expected":"active"' in line]
+    assert len(active) == 5
+    assert all(isinstance(piece, str) for found in active for piece in found)
+
+
 def test_what_people_wrote_is_simulated_and_scored_without_an_explainer(folder, truth):
     (folder.home / "people.csv").write_text(
         'neuron,explanation,author\n0:1,"the words ""cat"", ""dog"", ""horse"", ""sheep"", ""mouse""",Ada\n0:0,the words,Bob\n'

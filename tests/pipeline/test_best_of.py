@@ -111,6 +111,7 @@ def test_the_rounds_ask_for_hypotheses_and_then_simulate_each(layer):
             seed=0, evidence=shown,
         ),
         answer,
+        lambda _: pytest.fail("nothing is to be heard"),
     )  # fmt: skip
     first, second = asked
     assert {request.model for request in first.requests} == {"m"}

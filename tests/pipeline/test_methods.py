@@ -304,6 +304,8 @@ def test_without_connections_there_is_no_evidence_of_weights(layer, weights, nam
 def test_a_method_knows_the_tables_that_it_shows():
     assert tables(pairs.METHOD) == ("exemplars",)
     assert tables("logits") == ("exemplars", "connections", "vocabulary")
+    assert tables("best-of:3") == ("exemplars", "activations")
+    assert tables("revision") == ("exemplars", "subject_layers")
 
 
 @pytest.mark.parametrize(
@@ -313,6 +315,7 @@ def test_a_method_knows_the_tables_that_it_shows():
         ("highlight,nobody", "there is no 'nobody'"),
         ("highlight, highlight", "names a method twice"),
         ("random-explanation, highlight", "takes the words of the first method; name that before it"),
+        ("empty, revision", "`revision` takes the words of the first method; name that before it"),
     ],
 )
 def test_unknown_methods_and_those_named_twice_are_refused(text, said):
