@@ -45,8 +45,8 @@ def settings(project: Project) -> dict[str, Any]:
             at = "prompt" if name == token_activation_pairs.METHOD else f"prompt of {name}"
             chosen[at] = methods.prompt_hash(name, project.choices.language)
         if choosing(project):
-            way = project.choices.simulation
-            chosen["chosen by"] = [project.choices.simulator, played_by_model.PROMPT_HASHES[way]]
+            chosen["simulator"] = project.choices.simulator
+            chosen["prompt of simulator"] = played_by_model.PROMPT_HASHES[project.choices.simulation]
         if project.choices.language != ENGLISH:
             chosen["language"] = project.choices.language
         if project.choices.select != Selection():

@@ -157,7 +157,7 @@ def _said(explanations: pl.DataFrame, scores: pl.DataFrame) -> list[Said]:
             missing_because=row["missing_because"] and f"{row['missing_because']}: {MISSING[row['missing_because']]}",
             scores=scores.filter(pl.col("explanation_id") == row["explanation_id"])
             .select(
-                "simulator", "scorer", "split", "value", "missing_because", "ci_low", "ci_high",
+                "simulator", "scorer", "split", "value", "missing_because", "ci_low", "ci_high", "p_value",
                 "n_sequences", "n_tokens", "n_failed", "identity",
             )
             .to_dicts(),

@@ -20,11 +20,14 @@ import polars as pl
 from assets import exemplars, explanations, scores, simulations
 from assets.freshness import HOPS, WORTH_ASKING_AGAIN
 from assets.project import Choices, Project
+from pipeline import human
 from pipeline.baselines import METHODS
 from pipeline.errors import NeuronLedgerError
+from pipeline.human import Statement
 from pipeline.languages import ENGLISH
 from pipeline.ports import Commit, Lake, Reply, Request, Usage
 from pipeline.provenance import frame_hash
+from pipeline.revision import REVISION
 from pipeline.selection import Selection
 from pipeline.simulations import PROMPT_HASHES
 from pipeline.tables import TABLES
@@ -165,17 +168,24 @@ def project_of(lake: Lake) -> Project:
     return Project(tuple(n_neurons.get(layer, 0) for layer in range(max(n_neurons, default=-1) + 1)), choices, code={})
 
 
-def as_recorded(project: Project, record: Mapping[str, Any]) -> Project:
-    """The project with the choices that a write was made with, as far as they can be told from its record."""
+def as_recorded(project: Project, record: Mapping[str, Any], statements: Sequence[Statement] = ()) -> Project:
+    """The project with the choices that a write was made with, as far as they can be told from its record.
+
+    `statements` are what people wrote, which a record names by its hash only.
+    """
     made = json.loads(record["settings"])
     chosen: dict[str, Any] = {name: made[name] for name in ("seed", "explainer", "simulator") if name in made}
     if record["table"] == "explanations":
-        chosen["methods"] = tuple(name for name in made["methods"] if name not in METHODS) or project.choices.methods
+        asked = tuple(name for name in made["methods"] if name not in (*METHODS, human.METHOD))
+        chosen["methods"] = asked or project.choices.methods
+        if human.METHOD in made:
+            chosen["human"] = tuple(statements)
         chosen["language"] = made.get("language", ENGLISH)
         chosen["select"] = Selection(**made["select"]) if "select" in made else Selection()
-    if record["table"] == "simulations" and "prompt" in made:
+    played = made.get("prompt" if record["table"] == "simulations" else "prompt of simulator")
+    if played is not None:
         chosen["simulation"] = next(
-            (way for way, prompt in PROMPT_HASHES.items() if prompt == made["prompt"]), project.choices.simulation
+            (way for way, prompt in PROMPT_HASHES.items() if prompt == played), project.choices.simulation
         )
     return replace(project, choices=replace(project.choices, **chosen))
 
@@ -188,7 +198,7 @@ def replay(lake: Lake, records: Records, table: str, layer: int, neuron: int | N
     record = records.last(table, layer, neuron)
     if record is None:
         return Replayed(table, layer, (), 0, "not replayed", "it was never made, or its record is gone")
-    project = as_recorded(project_of(lake), record)
+    project = as_recorded(project_of(lake), record, _statements(lake))
     if why := _other(table, project, record):
         return Replayed(table, layer, (), 0, "not replayed", why)
     alone = records.alone(table, layer) if neuron is None else []
@@ -226,12 +236,21 @@ def replay(lake: Lake, records: Records, table: str, layer: int, neuron: int | N
     return Replayed(table, layer, (), len(stored) + sum(one.rows for one in others), "equal", requests=requests)
 
 
+def _statements(lake: Lake) -> list[Statement]:
+    """What people wrote of neurons, as far as it stands in the lake."""
+    rows = lake.scan("explanations").filter(pl.col("method") == human.METHOD)
+    found = collect(rows.select("layer", "neuron", "polarity", "text", "explainer"))
+    return [Statement(*row) for row in found.iter_rows()]
+
+
 def _other(table: str, project: Project, record: Mapping[str, Any]) -> str:
     """Why this code cannot make what that code made; nothing if it can."""
     hop = HOPS[table]
     code = json.loads(record["code"]).get("code_version")
     if code != hop.code_version:
         return f"it was made by version {code} of the code of `{table}`, and this is {hop.code_version}; use the package that made it"
+    if table == "explanations" and REVISION in project.choices.methods:
+        return f"the subject has to read the sentences of `{REVISION}` again, which is not done here"
     made, again = json.loads(record["settings"]), json.loads(json.dumps(dict(hop.settings(project))))
     wrong = sorted(name for name in made.keys() | again.keys() if made.get(name) != again.get(name))
     if wrong:
@@ -242,7 +261,8 @@ def _other(table: str, project: Project, record: Mapping[str, Any]) -> str:
 def _make(lake: "_ReadOnly", language: Kept, project: Project, table: str, at: Mapping[str, Any]) -> pl.DataFrame:
     """What the step of a table writes."""
     context: Any = SimpleNamespace(run=SimpleNamespace(run_id="replay"))
-    given = {"context": context, "lake": lake, "language": language, "project": project, **at}
+    # Nothing that is replayed needs the subject.
+    given = {"context": context, "lake": lake, "language": language, "subject": None, "project": project, **at}
     make = REPLAYED[table].make
     make(**{name: given[name] for name in inspect.signature(make).parameters})
     if lake.written is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from explorer.replay import Records, replay
 from pipeline import methods
 from pipeline.ports import Request
 from pipeline.provenance import frame_hash
@@ -368,6 +369,8 @@ def test_the_best_of_three_is_chosen_on_texts_that_are_not_scored(folder, truth)
         assert asked == 1 + 3 * 2 + 3 * 2
         assert plan["total"]["to_send"] == asked + 2
         assert folder.type("run", "--neurons", "0:1", *words[:-4], "--simulation", "json-many").exit_code == 0
+    again = replay(folder.lake, Records(folder.lake), "explanations", 0)
+    assert (again.outcome, again.said) == ("equal", "")
     rows = folder.table("explanations", layer=0)
     (best,) = rows.filter(method="best-of:3", neuron=1)["text"]
     assert best == 'the words "cat", "dog", "horse", "sheep", "mouse"'
@@ -399,6 +402,8 @@ def test_a_wrong_explanation_is_revised_by_what_the_subject_does_on_new_sentence
         assert planned(folder, "--layers", "0", *words)["total"]["to_send"] == 0
         assert folder.not_fresh("--layers", "0", *words) == {}
         assert folder.type("run", "--neurons", "0:1", *words[:6], "--methods", "highlight,revision").exit_code == 0
+    again = replay(folder.lake, Records(folder.lake), "explanations", 0)
+    assert (again.outcome, "subject has to read" in again.said) == ("not replayed", True)
     rows = folder.table("explanations", layer=0).filter(explainer="scripted").drop_nulls("text")
     by_method = {row["method"]: row for row in rows.filter(neuron=1).iter_rows(named=True)}
     right, wrong = next((one.what, one.wrong) for one in planted.neurons if (one.layer, one.neuron) == (0, 1))
@@ -437,6 +442,8 @@ def test_what_people_wrote_is_simulated_and_scored_without_an_explainer(folder, 
         shown = folder.type("show", "0:1").stdout
         alone = folder.type("run", "--layers", "0", "--human-explanations", "people.csv")
     assert folder.table("explanations", layer=0, neurons=[1]).drop("run_id").equals(before)
+    again = replay(folder.lake, Records(folder.lake), "explanations", 0)
+    assert (again.outcome, again.said) == ("equal", "")
     rows = folder.table("explanations", layer=0).filter(method="human")
     assert rows.select("neuron", "explainer").rows() == [(0, "Bob"), (1, "Ada")]
     scores = folder.table("scores", layer=0).filter(method="human", scorer="ev_correlation", split="top_and_random")
