@@ -4,6 +4,7 @@ The forms are modules of `pipeline`: here tables are read, handed over, and the 
 gives the same bytes: nothing of the day, the machine or the run enters.
 """
 
+import gzip
 import hashlib
 import io
 import json
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 import polars as pl
 
-from pipeline import csv_format, huggingface_format, openai_format
+from pipeline import csv_format, huggingface_format, neuronpedia_format, openai_format
 from pipeline.capture import PER_SPLIT
 from pipeline.errors import LakeError
 from pipeline.ports import Lake, Progress
@@ -149,6 +150,139 @@ def huggingface(
     folder.write("croissant.json", _json(described_as))
     folder.write("neuronledger.json", _json(about))
     return about
+
+
+def neuronpedia(
+    lake: Lake, folder: Folder, progress: Progress, *, layers: Sequence[int] | None = None, model: str | None = None
+) -> dict[str, Any]:
+    """Write the lake as Neuronpedia's bulk files and upload requests. Returns what was written.
+
+    Raises:
+        LakeError: the lake has no captured neurons in those layers.
+    """
+    found = _neurons(lake, layers)
+    about = described(lake, layers=list(found))
+    about["date"] = date = about["date"] or "1970-01-01"
+    model = model or neuronpedia_format.model_id(str(about["subject"]))
+    sequences, words = openai_format.texts(lake.read("sequences")), _words(lake)
+    sites = {row["layer"]: row for row in lake.read("subject_layers").to_dicts()}
+    counts: dict[str, int] = {}
+    left: dict[str, int] = {}
+    done, total = 0, sum(len(neurons) for neurons in found.values())
+    for layer, neurons in found.items():
+        place = f"v1/{model}/{layer}"
+        for name, line in neuronpedia_format.metadata(
+            model=model, layer=layer, n_layers=len(sites), n_neurons=sites[layer]["n_neurons"], about=about
+        ).items():
+            folder.write(f"{place}/{name}", _line(line))
+        batches = {
+            kind: _Batches(folder, f"{place}/{kind}", counts, kind=kind)
+            for kind in ("features", "activations", "explanations")
+        }
+        beside: list[str] = []
+        uploaded = _Uploads(folder, f"upload/{model}/{layer}", counts, model=model, layer=layer)
+        for some in _chunks(neurons):
+            at: dict[str, Any] = {"layer": layer, "neurons": some}
+            statistics, connections = lake.read("neuron_statistics", **at), lake.read("connections", **at)
+            records, said = lake.read("activations", **at), lake.read("explanations", **at)
+            batches["features"].add(
+                neuronpedia_format.features(
+                    statistics, connections, words, model=model, site=sites[layer]["site"], date=date
+                )
+            )
+            batches["activations"].add(
+                neuronpedia_format.activations(records, sequences, statistics, model=model, date=date)
+            )
+            batches["explanations"].add(neuronpedia_format.explanations(said, model=model, date=date))
+            beside += neuronpedia_format.scores(lake.read("scores", **at)).get_column("text").to_list()
+            features, out = neuronpedia_format.uploads(
+                statistics, records, said, connections, sequences=sequences, words=words
+            )
+            uploaded.add(features)
+            left = {name: left.get(name, 0) + count for name, count in out.items()}
+            done += len(some)
+            progress("export neuronpedia", done, total, f"layer {layer}")
+        for batch in batches.values():
+            batch.close()
+        uploaded.close()
+        folder.write(f"scores/{layer}.jsonl", "".join(f"{line}\n" for line in beside).encode())
+    names = lake.scan("explanations").filter(pl.col("layer").is_in(list(found)) & pl.col("text").is_not_null())
+    known = names.select("method", "explainer").unique().collect()
+    lines = neuronpedia_format.config(
+        methods=sorted(set(known.get_column("method"))),
+        explainers=sorted(set(known.get_column("explainer")) - {"none"}),
+        about=about,
+    )
+    for name, some_lines in lines.items():
+        folder.write(f"v1/config/{name}", b"".join(map(_line, some_lines)))
+    about |= {
+        "format": "neuronpedia", "model": model, "files": counts, "left_out_of_uploads": left,
+        "not_carried": list(neuronpedia_format.NOT_CARRIED),
+    }  # fmt: skip
+    folder.write("neuronledger.json", _json(about))
+    return about
+
+
+class _Batches:
+    """Lines put into packed files of `BATCH` each."""
+
+    def __init__(self, folder: Folder, place: str, counts: dict[str, int], *, kind: str) -> None:
+        self._folder, self._place, self._counts, self._kind = folder, place, counts, kind
+        self._lines: list[str] = []
+        self._number = 0
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Add the lines of `text`, and write those batches that are full."""
+        self._lines += rows.get_column("text").to_list()
+        self._counts[self._kind] = self._counts.get(self._kind, 0) + len(rows)
+        while len(self._lines) >= neuronpedia_format.BATCH:
+            self._write(neuronpedia_format.BATCH)
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._lines:
+            self._write(len(self._lines))
+
+    def _write(self, count: int) -> None:
+        data = "".join(f"{line}\n" for line in self._lines[:count]).encode()
+        # The time of day is left out of the packed file, so that the same lines give the same bytes.
+        self._folder.write(
+            f"{self._place}/batch-{self._number}.jsonl.gz", gzip.compress(data, compresslevel=5, mtime=0)
+        )
+        self._lines = self._lines[count:]
+        self._number += 1
+
+
+class _Uploads:
+    """Features put into bodies of requests, as many to each as one may have."""
+
+    def __init__(self, folder: Folder, place: str, counts: dict[str, int], *, model: str, layer: int) -> None:
+        self._folder, self._place, self._counts = folder, place, counts
+        self._head = f'{{"modelId":{json.dumps(model)},"source":"{layer}","features":['
+        self._features: list[str] = []
+        self._number = 0
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Add features, and write those requests that are full."""
+        self._features += rows.get_column("text").to_list()
+        while len(self._features) >= neuronpedia_format.UPLOADED:
+            self._write(neuronpedia_format.UPLOADED)
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._features:
+            self._write(len(self._features))
+
+    def _write(self, count: int) -> None:
+        body = f"{self._head}{','.join(self._features[:count])}]}}"
+        self._folder.write(f"{self._place}/batch-{self._number}.json", body.encode())
+        self._counts["upload requests"] = self._counts.get("upload requests", 0) + 1
+        self._features = self._features[count:]
+        self._number += 1
+
+
+def _line(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode()
 
 
 def csv(lake: Lake, folder: Folder, progress: Progress, *, layers: Sequence[int] | None = None) -> dict[str, Any]:

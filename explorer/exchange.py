@@ -67,6 +67,23 @@ def export_huggingface(folder: Path, wanted: str | None, replace: bool, as_json:
     _export(exports.huggingface, folder, wanted, replace=replace, as_json=as_json, flags=given, **more)
 
 
+@export_group.command("neuronpedia")
+@click.option(
+    "--model", help="The model's id at Neuronpedia, such as gpt2-small; from the subject's name unless given."
+)
+@export_options
+@settings_options
+@reported
+def export_neuronpedia(folder: Path, wanted: str | None, replace: bool, as_json: bool, **given: Any) -> None:  # noqa: FBT001
+    """Neuronpedia's bulk files (v1/), and bodies of its upload requests within their limits (upload/)."""
+    from assets import exports
+
+    model = given.pop("model")
+    if model is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,99}", model, re.ASCII):
+        raise SettingsError(f"--model (={model!r}) must be small letters, digits, dots and dashes, such as gpt2-small")
+    _export(exports.neuronpedia, folder, wanted, replace=replace, as_json=as_json, flags=given, model=model)
+
+
 @export_group.command("csv")
 @export_options
 @settings_options

@@ -211,3 +211,24 @@ def test_rows_of_one_neuron_in_several_batches_are_all_kept(copied, tmp_path):
     assert result.exit_code == 0, result.stderr
     assert sorted(copied.table("imported_explanations").get_column("text")) == ["cats", "dogs"]
     assert len(copied.table("imported_records")) == len(copied.table("imported_neurons")) == 1
+
+
+def test_an_export_for_neuronpedia_comes_back_and_has_the_same_bytes_again(copied, made, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    said = made.type("export", "neuronpedia", str(one), "--model", "planted", "--json")
+    assert said.exit_code == 0, said.stderr
+    made.type("export", "neuronpedia", str(two), "--model", "planted")
+    assert digests(one) == digests(two)
+    assert (one / "v1" / "planted" / "0" / "features" / "batch-0.jsonl.gz").exists()
+    requests = [json.loads(path.read_text()) for path in (one / "upload").rglob("*.json")]
+    assert all(1 <= len(body["features"]) <= 128 and body["modelId"] == "planted" for body in requests)
+    result = copied.type("import", "neuronpedia", str(one))
+    assert result.exit_code == 0, result.stderr
+    ours = made.table("explanations").drop_nulls("text").select("layer", "neuron", "text")
+    theirs = copied.table("imported_explanations").select("layer", "neuron", "text")
+    assert sorted(theirs.rows()) == sorted(ours.rows())
+
+
+def test_a_model_name_that_neuronpedia_would_refuse_is_said(made, tmp_path):
+    said = made.type("export", "neuronpedia", str(tmp_path / "out"), "--model", "GPT 2")
+    assert (said.exit_code, "must be small letters" in said.stderr) == (2, True)
