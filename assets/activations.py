@@ -19,7 +19,7 @@ from pipeline.activations import statistics as statistic_rows
 from pipeline.associations import associations
 from pipeline.capture import plan as planned
 from pipeline.checks import Finding, check
-from pipeline.ports import Lake, Partials, Progress, SubjectModel
+from pipeline.ports import Lake, Machines, Partials, Progress, SubjectModel
 from pipeline.provenance import content_hash
 
 CODE_VERSION = "3"
@@ -52,11 +52,12 @@ def define(project: Project) -> dg.AssetsDefinition:
         backfill_policy=dg.BackfillPolicy.single_run(),
         pool="capture",
     )
-    def capture(
+    def capture(  # noqa: PLR0917 (Dagster passes by name)
         context: dg.AssetExecutionContext,
         subject: dg.ResourceParam[SubjectModel],
         lake: dg.ResourceParam[Lake],
         partials: dg.ResourceParam[Partials],
+        machines: dg.ResourceParam[Machines],
         progress: dg.ResourceParam[Progress],
     ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
         layers = [parse_key(key)[0] for key in context.partition_keys]
@@ -93,6 +94,7 @@ def define(project: Project) -> dg.AssetsDefinition:
                 partials=partials,
                 progress=progress,
                 figures=figures,
+                machines=machines,
             ):
                 layer = found.layer
                 fingerprint = inputs[TABLES[0], layer][1].item(0, "fingerprint")

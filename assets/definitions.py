@@ -24,13 +24,14 @@ from assets import subject_layers as layers
 from assets.project import Choices, Project
 from pipeline import human, languages, methods, selection
 from pipeline.errors import SettingsError
-from pipeline.ports import Corpus, Foreign, Lake, LanguageModel, Partials, Progress, SubjectModel
+from pipeline.ports import Corpus, Foreign, Lake, LanguageModel, Machines, Partials, Progress, SubjectModel
 from resources import code, people
 from resources.budget import Budget
 from resources.corpus import open_corpus
 from resources.delta import DeltaLake
 from resources.foreign_files import ForeignFiles
 from resources.language import OpenAICompatible
+from resources.machines import RayMachines, ThisMachine
 from resources.partials import PartialFiles
 from resources.prices import open_prices
 from resources.progress import LoggedProgress
@@ -51,12 +52,13 @@ def build(
     subject = open_subject(settings)
     lake = open_lake(settings)
     project = open_project(settings, subject)
-    doors: dict[str, Corpus | SubjectModel | LanguageModel | Lake | Partials | Progress | Foreign] = {
+    doors: dict[str, Corpus | SubjectModel | LanguageModel | Lake | Machines | Partials | Progress | Foreign] = {
         "subject": subject,
         "corpus": open_corpus(settings.corpus, column=settings.column),
         "lake": lake,
         "language": language or open_language(settings, lake, budget=_budget(settings, lake)),
         "partials": PartialFiles(settings.instance / "captures"),
+        "machines": open_machines(settings),
         "progress": progress or LoggedProgress(),
         "foreign": ForeignFiles(),
     }
@@ -149,6 +151,11 @@ def open_subject(settings: Settings) -> HuggingFaceSubject:
         dtype=settings.dtype,
         site=settings.site,
     )
+
+
+def open_machines(settings: Settings) -> Machines:
+    """Where a forward pass runs; nothing is reached before one does."""
+    return RayMachines(device=settings.device) if settings.engine == "ray" else ThisMachine()
 
 
 def open_lake(settings: Settings) -> DeltaLake:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.capture import LayerCapture, Plan, merge
 from pipeline.errors import CaptureError
-from pipeline.ports import Partials, Progress, SubjectModel
+from pipeline.ports import Machines, Partials, Progress, SubjectModel
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +34,9 @@ SHARD = 1_024
 
 BATCH = 256
 """Windows handed to a subject on a CPU at a time, which tells more often how far it has come."""
+
+PIECES = 4
+"""Pieces of a pass over several machines for each that can be worked on at a time: what a lost machine costs."""
 
 KEEP_AFTER = 120.0
 """Seconds of work that a crash may cost, besides the shard under way."""
@@ -74,11 +77,22 @@ def captured(
     partials: Partials,
     progress: Progress,
     figures: Figures,
+    machines: Machines | None = None,
 ) -> Iterator[LayerCapture]:
     """The capture of each layer, one at a time so that only one is there twice. `key` is what they are made from.
 
-    What was kept on the way is given up when the last one was taken.
+    Where `machines` are several, pieces of the corpus go to them. What was kept on the way is given up when the last one
+    was taken.
     """
+    if machines is not None and machines.count():
+        yield from _on_machines(
+            machines,
+            Work(subject, plan, tuple(layers), seed, strongest_on_probe(subject, layers), key),
+            partials=partials,
+            progress=progress,
+            figures=figures,
+        )
+        return
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         kept = partials.found(key, layers)
         try:
@@ -96,6 +110,92 @@ def captured(
         yield _result(workers, layer)
         for worker in workers:
             worker.reductions.pop(layer)
+    partials.drop(key)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every piece of a pass over several machines needs."""
+
+    subject: SubjectModel
+    plan: Plan
+    layers: tuple[int, ...]
+    seed: int
+    probe: Mapping[int, NDArray[np.float32]]
+    """From one machine for all, since another processor may give other last bits."""
+    key: str
+
+
+_loaded: dict[str, SubjectModel] = {}
+"""The subject of the pass that this process last worked for: the next piece finds its weights there."""
+
+
+def reduced_piece(work: Work, windows: NDArray[np.int64]) -> tuple[int, list[dict[str, NDArray[Any]]]]:
+    """Tokens of these windows, and what is kept of them in each layer. Runs on any machine."""
+    if work.key not in _loaded:
+        _loaded.clear()
+        _loaded[work.key] = work.subject
+    subject, plan = _loaded[work.key], work.plan
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        found, _ = reductions(subject, plan, work.layers, seed=work.seed, probe=work.probe, start={}, pool=pool)
+        batch = windows[:0]
+
+        def batches() -> Iterator[list[list[int]]]:
+            nonlocal batch
+            for batch in plan.batches(windows, batch_size(subject.device())):
+                yield [plan.tokens[window].tolist() for window in batch]
+
+        subject.capture(
+            batches(),
+            list(work.layers),
+            lambda layer, rows, activations: found[layer].receive(batch[rows], activations),
+        )
+        return int(plan.lengths[windows].sum()), [found[layer].result().arrays() for layer in work.layers]
+
+
+def joined(one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """What is kept of the windows of both. Runs on any machine."""
+    return merge([LayerCapture.from_arrays(one), LayerCapture.from_arrays(other)]).arrays()
+
+
+def _on_machines(
+    machines: Machines, work: Work, *, partials: Partials, progress: Progress, figures: Figures
+) -> Iterator[LayerCapture]:
+    """The capture of each layer, from pieces of the corpus that are worked on elsewhere."""
+    plan, key = work.plan, work.key
+    kept = partials.found(key, work.layers)
+    try:
+        before = {layer: LayerCapture.from_arrays(arrays).arrays() for layer, arrays in kept.items()}
+    except (CaptureError, KeyError, TypeError, ValueError):
+        before = {}
+    done = np.isin(plan.ids, before[work.layers[0]]["ids"]) if before else np.zeros(plan.n_windows, dtype=bool)
+    left = np.flatnonzero(~done)
+    size = max(SHARD, -(-len(left) // (PIECES * machines.count())))
+    pieces = [left[at : at + size] for at in range(0, len(left), size)]
+    figures.resumed, figures.reduced = int(done.sum()), f"{machines.count()} places on other machines"
+    started = kept_at = time.monotonic()
+
+    def finished(places: Sequence[int], tokens: Sequence[int], so_far: Callable[[], Iterator[Any]]) -> None:
+        nonlocal kept_at
+        figures.tokens, figures.seconds = sum(tokens), time.monotonic() - started
+        windows = int(done.sum()) + sum(len(pieces[place]) for place in places)
+        progress("capture", windows, plan.n_windows, _pace(figures, int(plan.lengths[left].sum())))
+        if time.monotonic() - kept_at >= KEEP_AFTER and len(places) < len(pieces):
+            try:
+                partials.keep(key, ((layer, with_kept(layer, found)) for layer, found in zip(work.layers, so_far(), strict=True)))  # fmt: skip
+            except CaptureError as error:
+                figures.not_kept = str(error)
+            kept_at = time.monotonic()
+
+    def with_kept(layer: int, found: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        return joined(before[layer], found) if before else found
+
+    if not pieces:
+        yield from (LayerCapture.from_arrays(before[layer]) for layer in work.layers)
+    else:
+        results = machines.reduce(reduced_piece, work, pieces, joined, n_results=len(work.layers), finished=finished)
+        for layer, found in zip(work.layers, results, strict=True):
+            yield LayerCapture.from_arrays(with_kept(layer, found))
     partials.drop(key)
 
 

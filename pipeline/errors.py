@@ -7,6 +7,7 @@
     ├── CorpusError         the corpus cannot be read, or holds no text
     ├── LakeError           a table is damaged, or rows would break one of its rules
     ├── FormError           a file is not of the form of another system that it is read as
+    ├── MachinesError       other machines cannot be reached, or are lost
     └── LanguageModelError  the endpoint cannot be used at all (one failed reply is a row, not an error)
 
 Every message names the value, what was expected and what to do. The command line prints it without a traceback.
@@ -43,6 +44,10 @@ class FormError(NeuronLedgerError):
     def __init__(self, reason: str, offset: int | None = None) -> None:
         super().__init__(reason)
         self.offset = offset
+
+
+class MachinesError(NeuronLedgerError):
+    """Machines that a forward pass was to be spread over cannot be reached, or were lost too often."""
 
 
 class LanguageModelError(NeuronLedgerError):

@@ -5,6 +5,7 @@ SubjectModel   the model being explained: tokenises, and runs so that its neuron
 LanguageModel  answers requests, each at most once
 Lake           keeps tables
 Partials       keeps what an unfinished forward pass has found so far
+Machines       works on the pieces of a forward pass
 Progress       hears how far a step has come
 Foreign        reads what another system wrote
 """
@@ -357,6 +358,35 @@ class Partials(Protocol):
 
     def drop(self, key: str) -> None:
         """Give up what was kept under this key."""
+        ...
+
+
+class Machines(Protocol):
+    """Where the pieces of a forward pass are worked on."""
+
+    def count(self) -> int:
+        """How many pieces are worked on at a time; 0 if a pass runs here, window by window, and needs no pieces."""
+        ...
+
+    def reduce(
+        self,
+        work: "Callable[[Any, Any], tuple[int, Sequence[Any]]]",
+        shared: object,
+        pieces: "Sequence[Any]",
+        join: "Callable[[Any, Any], Any]",
+        *,
+        n_results: int,
+        finished: "Callable[[Sequence[int], Sequence[int], Callable[[], Iterator[Any]]], None]",
+    ) -> "Iterator[Any]":
+        """Each of the `n_results` results, joined over all pieces, in their order.
+
+        `work(shared, piece)` is called once for each piece, on some machine, and gives a number and the results; where
+        that machine is lost, it is called again on another. `join` makes one result of two, in any order. As pieces
+        finish, `finished(pieces, numbers, so_far)` hears which, with the number of each; `so_far()` joins what there is.
+
+        Raises:
+            NeuronLedgerError: the machines cannot be reached or were lost too often; or what `work` raised.
+        """
         ...
 
 

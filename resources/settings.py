@@ -32,6 +32,9 @@ class Settings(BaseSettings):
     length: int = Field(64, ge=2, le=4096, description="tokens of a window")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything that is drawn at random")
     device: str = Field("auto", description="where to compute: `auto`, `cpu`, `cuda`, or several: `cuda:0,cuda:1`")
+    engine: Literal["local", "ray"] = Field(
+        "local", description="machines of a forward pass: `local`, or `ray` for those of the cluster in RAY_ADDRESS"
+    )
     dtype: Literal["float32", "bfloat16", "float16", "openai-compat"] = Field(
         "float32",
         description="number format of the subject: `float32`, `bfloat16`, `float16`, or `openai-compat` (float16 with "

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,6 +101,11 @@ class HuggingFaceSubject:
         self._folder = ModelFolder(name, revision=revision)
         self._site = find_site(site)
         self._asked_device, *self._other_devices = devices
+
+    def __reduce__(self) -> "tuple[Callable[[], HuggingFaceSubject], tuple[()]]":
+        """For another process or machine, which loads the weights by itself."""
+        chosen = {"device": self._asked_device, "dtype": self.dtype, "site": self._site.name}
+        return partial(HuggingFaceSubject, self.name, revision=self._folder.revision, **chosen), ()
 
     def layers(self) -> Sequence[LayerSite]:
         """The layers with their neurons, from the configuration alone (and the files of the site, if it has any)."""

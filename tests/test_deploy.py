@@ -40,6 +40,20 @@ def test_each_manifest_is_one_that_kubernetes_accepts() -> None:
     assert kinds == ["Namespace", "ConfigMap", "PersistentVolumeClaim", "Deployment", "Job"]
 
 
+def test_each_pod_of_the_ray_job_is_one_that_kubernetes_accepts() -> None:
+    """KubeRay's own kind is not among Kubernetes' schemas; the pods that it makes are."""
+    validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    (job,) = documents("ray.yaml")
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    cluster = job["spec"]["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for group in groups:
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, **group["template"]}
+        validate.validate(pod, validate.latest_version(), strict=True)
+    locked = (DEPLOY / "requirements.lock").read_text("utf-8")
+    assert f"ray=={cluster['rayVersion']}\n" in locked
+
+
 def test_a_manifest_with_a_wrong_word_is_refused() -> None:
     validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
     job = documents("kubernetes.yaml")[-1]
@@ -58,7 +72,7 @@ def test_settings_of_the_manifests_are_settings_and_none_is_a_secret() -> None:
         assert not SECRET.search(text), path
 
 
-@pytest.mark.parametrize("name", ["kubernetes.yaml"])
+@pytest.mark.parametrize("name", ["kubernetes.yaml", "ray.yaml"])
 def test_no_container_is_root_or_may_become_it(name: str) -> None:
     for document in documents(name):
         for container in containers(document):

@@ -1,0 +1,178 @@
+"""A forward pass on a real cluster of two nodes, a worker of which is killed: the same bytes as on one machine."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from assets import forward_pass
+from assets.forward_pass import Figures, Work, captured, reduced_piece
+from pipeline.capture import Plan, plan
+from pipeline.errors import MachinesError, SubjectError
+from pipeline.ports import Document
+from pipeline.sequences import sequences
+from pipeline.testing import planted_checkpoint, planted_corpus
+from resources.machines import RayMachines, ThisMachine
+from resources.partials import PartialFiles
+from resources.subject import HuggingFaceSubject
+
+KEY = "sha256:" + "0" * 64
+LAYERS = (0, 1)
+ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray writes another address for 127.0.0.1
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small subject, and 90 windows of it."""
+    home = tmp_path_factory.mktemp("pass")
+    subject = HuggingFaceSubject(str(planted_checkpoint(home / "subject").folder), device="cpu")
+    documents = [Document(str(place), text) for place, text in enumerate(planted_corpus(90, seed=2))]
+    sequences(documents, subject.tokenize, length=16).frame.write_parquet(home / "sequences.parquet")
+    return home
+
+
+@pytest.fixture(autouse=True)
+def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward_pass, "SHARD", 12)
+    monkeypatch.setattr(forward_pass, "BATCH", 4)
+
+
+def the_plan(home: Path) -> Plan:
+    return plan(pl.read_parquet(home / "sequences.parquet"))
+
+
+def run(home: Path, folder: Path, machines: Any, *, said: list[tuple[int, int]] | None = None) -> tuple[Any, Figures]:
+    figures = Figures()
+    found = {
+        capture.layer: capture.arrays()
+        for capture in captured(
+            HuggingFaceSubject(str(home / "subject"), device="cpu"),
+            the_plan(home),
+            LAYERS,
+            seed=3,
+            key=KEY,
+            partials=PartialFiles(folder),
+            progress=lambda _, done, total, __="": said.append((done, total)) if said is not None else None,
+            figures=figures,
+            machines=machines,
+        )
+    }
+    return found, figures
+
+
+def assert_same(one: dict[int, dict[str, Any]], other: dict[int, dict[str, Any]]) -> None:
+    assert list(one) == list(other)
+    for layer, arrays in one.items():
+        assert list(arrays) == list(other[layer])
+        for name, array in arrays.items():
+            assert array.tobytes() == other[layer][name].tobytes(), name
+
+
+class Turns(ThisMachine):
+    """Works here, on pieces in another order, as if for three machines; after `lost` pieces all is lost."""
+
+    def __init__(self, *, lost: int | None = None) -> None:
+        self.lost = lost
+
+    def count(self) -> int:
+        return 3
+
+    def reduce(
+        self, work: Any, shared: object, pieces: Any, join: Any, *, n_results: int, finished: Any
+    ) -> Iterator[Any]:
+        order = np.random.default_rng(0).permutation(len(pieces)).tolist()
+
+        def heard(places: Any, numbers: Any, so_far: Any) -> None:
+            finished([order[place] for place in places], numbers, so_far)
+            if len(places) == self.lost:
+                raise MachinesError("lost")
+
+        return super().reduce(work, shared, [pieces[at] for at in order], join, n_results=n_results, finished=heard)
+
+
+def test_pieces_in_any_order_end_in_the_bytes_of_one_pass(home: Path, tmp_path: Path) -> None:
+    undisturbed, _ = run(home, tmp_path / "one", None)
+    said: list[tuple[int, int]] = []
+    pieces, figures = run(home, tmp_path / "pieces", Turns(), said=said)
+    assert_same(pieces, undisturbed)
+    assert [total for _, total in said] == [90] * 8
+    assert [done for done, _ in said] == sorted({done for done, _ in said})
+    assert said[-1] == (90, 90)
+    assert figures.tokens == int(the_plan(home).lengths.sum())
+    assert not (tmp_path / "pieces").exists()
+
+
+def test_a_pass_whose_machines_were_lost_goes_on_from_what_was_kept(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed, _ = run(home, tmp_path / "one", None)
+    monkeypatch.setattr(forward_pass, "KEEP_AFTER", 0.0)
+    with pytest.raises(MachinesError):
+        run(home, tmp_path / "kept", Turns(lost=5))
+    found, figures = run(home, tmp_path / "kept", Turns())
+    assert_same(found, undisturbed)
+    assert figures.resumed >= 4 * 12
+
+
+# On a cluster. A piece may kill the process that works on it, once, as an operating system short of memory does.
+
+
+def killed_once(work: Work, windows: Any) -> Any:
+    mark = Path(os.environ["KILLED_ONCE"])
+    if 40 in windows and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return reduced_piece(work, windows)
+
+
+def refused(work: Work, windows: Any) -> Any:
+    raise SubjectError("this subject is refused")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Two nodes on loopback, of one core each."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed (extra `scale`)")
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (ENVIRONMENT | {"KILLED_ONCE": str(tmp_path_factory.mktemp("killed") / "once")}).items():
+            patch.setenv(name, value)
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)]))
+        each = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+        running = Cluster(initialize_head=True, head_node_args=each | {"include_dashboard": False})
+        running.add_node(**each)
+        patch.setenv("RAY_ADDRESS", running.address)
+        yield running
+        ray.shutdown()
+        running.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_pass_on_two_nodes_with_a_killed_worker_ends_in_the_bytes_of_one_machine(
+    cluster: Any, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines = RayMachines(device="cpu")
+    assert machines.count() == 2
+    undisturbed, _ = run(home, tmp_path / "one", None)
+    monkeypatch.setattr(forward_pass, "reduced_piece", killed_once)
+    spread, figures = run(home, tmp_path / "spread", machines)
+    assert_same(spread, undisturbed)
+    assert Path(os.environ["KILLED_ONCE"]).exists()
+    assert figures.reduced == "2 places on other machines"
+
+    monkeypatch.setattr(forward_pass, "reduced_piece", refused)
+    with pytest.raises(SubjectError, match="this subject is refused"):
+        run(home, tmp_path / "refused", machines)
