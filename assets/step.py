@@ -295,7 +295,7 @@ class Written:
             CODE_VERSION_TAG: self.step.code_version,
         }
         for parent in context.assets_def.asset_deps[dg.AssetKey(name)]:
-            tags |= _input_tags(context, parent, layer_key(layer))
+            tags |= input_tags(context, parent, layer_key(layer))
         return dg.AssetMaterialization(
             asset_key=name, partition=layer_key(layer), metadata=self.metadata(extra), tags=tags
         )
@@ -361,7 +361,7 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _input_tags(context: dg.AssetExecutionContext, parent: dg.AssetKey, partition: str) -> dict[str, str]:
+def input_tags(context: dg.AssetExecutionContext, parent: dg.AssetKey, partition: str) -> dict[str, str]:
     """The tags by which Dagster knows which version of a parent an event was made from.
 
     Dagster sets them itself on `MaterializeResult`, but not on events that a step logs one partition at a time.

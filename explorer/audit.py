@@ -89,6 +89,7 @@ def audit(
                 checks |= {check.id: check for check in make(looked)}
             except LakeError as error:
                 checks |= {name: Check(name, findings=[f"the lake cannot be read: {error}"]) for name in makes}
+        why = "it was left out (--quick)"
     return Audit(lake.uri, head, [checks.get(name) or Check(name, not_checked=why) for name in CHECKS])
 
 
@@ -229,7 +230,7 @@ def _dagster(on: _Lake) -> Iterator[Check]:
             continue
         slices += 1
         where = str(table) if layer is None else f"{table} {layer_key(int(layer))}"
-        known = newest(on.scope.instance, str(table), layer)
+        known = newest(on.scope.instance, str(table), None if layer is None else layer_key(int(layer)))
         if known is None:
             findings.append(
                 f"Dagster knows of no materialisation of {where}; `neuronledger doctor` rebuilds its history"
@@ -239,11 +240,11 @@ def _dagster(on: _Lake) -> Iterator[Check]:
     yield Check("A10", f"{slices:,} slices", findings)
 
 
-def newest(instance: dg.DagsterInstance, table: str, layer: int | None) -> str | None:
+def newest(instance: dg.DagsterInstance, asset: str, partition: str | None) -> str | None:
     """The data version of the newest materialisation that Dagster knows of a slice."""
-    partitions = None if layer is None else [layer_key(layer)]
+    partitions = None if partition is None else [partition]
     found = instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=dg.AssetKey(table), asset_partitions=partitions), limit=1
+        dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=partitions), limit=1
     ).records
     event = found[0].asset_materialization if found else None
     return (event.tags or {}).get(DATA_VERSION_TAG, "") if event else None

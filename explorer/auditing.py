@@ -1,6 +1,6 @@
-"""The commands of an auditor: `audit`, `verify` and `why`. What they find is made elsewhere; here it is asked for and printed.
+"""The commands of an auditor: `audit`, `verify`, `why` and `doctor`. What they find is made elsewhere; here it is asked for and printed.
 
-`audit` and `verify` exit with 0 if all is as it was, 1 if something was found, and 2 if they could not run.
+`audit`, `verify` and `doctor` exit with 0 if all is as it was, 1 if something was found, and 2 if they could not run.
 """
 
 import json
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
     from assets.freshness import State
+    from explorer.doctor import Condition
     from explorer.verify import Link, Outside
     from resources.delta import DeltaLake
 
@@ -157,6 +158,45 @@ def why(score: str, as_json: bool, **flags: Any) -> None:  # noqa: FBT001 (click
         console.print(Text(harmless(hop.says)))
 
 
+@main.command()
+@click.option("--seal-all", is_flag=True, help="Seal commits that nothing vouches for too, as they stand.")
+@click.option("--look-only", is_flag=True, help="Mend nothing.")
+@click.option("--no-endpoint", is_flag=True, help="Send nothing to the language model.")
+@click.option("--json", "as_json", is_flag=True, help="A list of {of, outcome, said}.")
+@settings_options
+@reported
+def doctor(seal_all: bool, look_only: bool, no_endpoint: bool, as_json: bool, **flags: Any) -> None:  # noqa: FBT001
+    """Look at lake, Dagster, model, corpus and endpoint before money is spent, and mend what a killed run left behind.
+
+    Exits with 0 if all is well or mended, 1 if something needs a person, 2 if it could not run.
+    """
+    from assets.definitions import build, open_lake
+    from explorer import doctor as looks
+    from resources.instance import instance
+
+    with _run_or_say_why():
+        settings = load(**flags)
+        lake = open_lake(settings)
+        with _said("looking at the lake") as status:
+            found = list(looks.lake(lake, seal_all=seal_all, mend=not look_only))
+            status.update("looking at the model and the corpus")
+            found += [*looks.model(settings, lake), *looks.corpus(settings)]
+            usable = not any(each.outcome == looks.ILL and each.of in ("lake", "model", "corpus") for each in found)
+            if (usable and lake.version("materializations") is not None and not look_only) or _has_instance(settings):
+                status.update("looking at Dagster")
+                with instance(settings) as opened:
+                    definitions = build(settings) if usable else None
+                    found += looks.instance(opened, lake, definitions, mend=not look_only)
+            if not no_endpoint:
+                status.update("asking the language model")
+                found += looks.endpoint(settings, lake)
+    if as_json:
+        click.echo(json.dumps([asdict(each) for each in found]))
+    else:
+        _print_conditions(found, screen())
+    sys.exit(FINDINGS if any(each.outcome == looks.ILL for each in found) else CLEAN)
+
+
 # ---- what is at hand
 
 
@@ -230,11 +270,15 @@ def _instance(settings: Settings) -> "Iterator[dg.DagsterInstance | None]":
     """The Dagster instance, if there is one; none is made."""
     from resources.instance import instance
 
-    if not (settings.instance / "dagster.yaml").exists():
+    if not _has_instance(settings):
         yield None
         return
     with instance(settings) as opened:
         yield opened
+
+
+def _has_instance(settings: Settings) -> bool:
+    return (settings.instance / "dagster.yaml").exists()
 
 
 # ---- what is said
@@ -269,6 +313,7 @@ def audit_as_dict(found: Audit) -> dict[str, Any]:
 
 
 COLOURS = {"clean": "green", "equal": "green", "findings": "bold red", "differs": "bold red", "not checked": "dim"}
+COLOURS |= {"well": "green", "mended": "yellow", "ill": "bold red"}
 
 
 def _print_audit(found: Audit, to: Console) -> None:
@@ -315,6 +360,15 @@ def _print_links(links: "Sequence[Link]", to: Console) -> None:
         )
     else:
         to.print("equal" + (f", but for {left} links that could not be checked" if left else ""))
+
+
+def _print_conditions(found: "Sequence[Condition]", to: Console) -> None:
+    from explorer.terminal import harmless
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for each in found:
+        table.add_row(each.of, Text(each.outcome, style=COLOURS[each.outcome]), Text(harmless(each.said)))
+    to.print(table)
 
 
 def _list(title: str, lines: Iterable[tuple[str, str | None]], to: Console) -> None:

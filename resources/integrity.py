@@ -97,7 +97,7 @@ def integrity(
     # The logs first: what is committed while the ledger is read has its line by then, or soon.
     logs = read_logs(lake)
     chain = read_chain(lake)
-    if not chain.faults and _unsealed(logs, chain):
+    if not chain.faults and unsealed(logs, chain):
         time.sleep(PATIENCE)
         chain = read_chain(lake)
     if not chain.lines and not chain.faults:
@@ -134,7 +134,10 @@ def _listed(lines: Sequence[Line]) -> str:
     return ", ".join(named) + (", ..." if len(lines) > 5 else "")
 
 
-def _unsealed(logs: Iterable[Log], chain: Chain) -> list[tuple[Log, int]]:
+def unsealed(logs: Iterable[Log], chain: Chain) -> list[tuple[Log, int]]:
+    """Commits without a line, but for those from before the ledger."""
+    if not chain.lines:
+        return []
     sealed, opened = chain.sealed, chain.opened
     return [
         (log, version)
@@ -148,7 +151,7 @@ def _commits(logs: Sequence[Log], chain: Chain) -> Check:
     sealed, opened = chain.sealed, chain.opened
     found = {(log.table, version): path for log in logs for version, path in log.commits.items()}
     findings = [fault for log in logs for fault in log.faults]
-    for log, version in _unsealed(logs, chain):
+    for log, version in unsealed(logs, chain):
         findings.append(
             f"{log.table} version {version} is not in the ledger: its writer died, or another program wrote it; "
             "`neuronledger doctor` seals it if its rows are those of its record"

@@ -1,0 +1,151 @@
+"""The command `doctor`: what a killed writer left is sealed or reported, and a lost history is told again."""
+
+import json
+import shutil
+
+import dagster as dg
+import polars as pl
+
+from assets.run import PROCESS_TAG, is_running, process_name
+from explorer import doctor
+from pipeline.provenance import frame_hash
+from pipeline.tables import TABLES
+
+
+def treated(folder, *words):
+    result = folder.type("doctor", "--no-endpoint", "--json", *words)
+    return result.exit_code, json.loads(result.stdout)
+
+
+def outcomes(found, of):
+    return [each["outcome"] for each in found if each["of"] == of]
+
+
+def conditions(lake, **how):
+    return {(each.of, each.outcome): each.said for each in doctor.lake(lake, **how)}
+
+
+def behind_its_back(lake, record):
+    """A write without a line in the ledger, as of one that was killed before it."""
+    ledger, lake.ledger = lake.ledger, None
+    rows = lake.read("scores", layer=0)
+    lake.replace("scores", rows, layer=0, record=record(rows))
+    lake.ledger = ledger
+    return lake.version("scores")
+
+
+def test_a_lake_that_was_made_here_is_well(made):
+    code, found = treated(made)
+    assert code == 0
+    assert {each["outcome"] for each in found} <= {"well", "not checked"}
+    assert {"ledger", "model", "corpus", "disk"} <= {each["of"] for each in found}
+
+
+def test_a_commit_whose_writer_died_before_its_line_is_sealed_and_said_to_be_so(copied):
+    lake = copied.lake
+    version = behind_its_back(
+        lake, lambda rows: {"layer": 0, "neurons": None, "content_hash": frame_hash(rows, key=TABLES["scores"].key)}
+    )
+    assert copied.type("audit", "--quick").exit_code == 1
+    said = conditions(lake)["ledger", "mended"]
+    assert said == (
+        f"scores version {version} had no line in the ledger, and is sealed now: its rows are those that it recorded"
+    )
+    found = json.loads(copied.type("audit", "--quick", "--json").stdout)["checks"][2]
+    assert found["findings"] == []
+    assert found["notes"] == [f"1 commits were sealed afterwards, by doctor: scores version {version}"]
+
+
+def test_a_commit_that_nothing_vouches_for_is_reported_and_sealed_only_on_request(copied):
+    lake = copied.lake
+    version = behind_its_back(lake, lambda _: {"layer": 0, "content_hash": "sha256:another"})
+    assert "nothing vouches for its rows" in conditions(lake)["ledger", "ill"]
+    assert copied.type("doctor", "--no-endpoint").exit_code == 1
+    assert ("ledger", "ill") not in conditions(lake, seal_all=True)
+    assert lake.ledger.path.read_text(encoding="ascii").splitlines()[-1].count("doctor, as it stood") == 1
+    assert version == lake.version("scores")
+
+
+def test_replies_are_sealed_only_if_their_requests_have_their_hashes(copied):
+    lake = copied.lake
+    schema = TABLES["language_calls"].schema
+    names = {
+        "endpoint": "http://e",
+        "model": "m",
+        "request": "{}",
+        "seconds": 1.0,
+        "attempts": 1,
+        "identity": "i",
+        "run_id": "r",
+    }
+    row = {**dict.fromkeys(schema), **names, "missing_because": "refused", "answered_at": pl.datetime(2026, 1, 1)}
+    ledger, lake.ledger = lake.ledger, None
+    moment = pl.select(pl.datetime(2026, 1, 1, time_zone="UTC", time_unit="us")).item()
+    frame = pl.DataFrame([{**row, "request_id": "sha256:0", "answered_at": moment}], schema=schema)
+    lake.add("language_calls", frame, record={})
+    lake.ledger = ledger
+    assert "nothing vouches" in conditions(lake, mend=False)["ledger", "ill"]
+
+
+def test_a_lake_from_before_the_ledger_can_be_sealed_as_it_stands(copied):
+    lake = copied.lake
+    shutil.rmtree(lake.ledger.path.parent)
+    assert "seals them as they stand" in conditions(lake)["ledger", "not checked"]
+    assert "are sealed as they stand" in conditions(lake, seal_all=True)["ledger", "mended"]
+    found = json.loads(copied.type("audit", "--quick", "--json").stdout)["checks"]
+    assert [check["outcome"] for check in found[:1] + found[2:4]] == ["clean"] * 3
+
+
+def test_with_the_dagster_instance_deleted_its_history_is_told_again(made, tmp_path):
+    folder = made.copy(tmp_path, on_disk=True)
+    assert not (folder.home / "dagster_home").exists()
+    code, found = treated(folder)
+    assert code == 0
+    assert outcomes(found, "history") == ["mended"]
+    _, again = treated(folder)
+    assert outcomes(again, "history") == ["well"]
+    checks = {check["id"]: check for check in json.loads(folder.type("audit", "--quick", "--json").stdout)["checks"]}
+    assert checks["A10"]["outcome"] == "clean"
+    assert folder.not_fresh() == {}
+
+
+def test_a_run_whose_process_is_gone_is_ended_and_others_are_left():
+    @dg.job
+    def nothing():
+        pass
+
+    gone = f"{2**22 + 1} 12345 boot"
+    with dg.DagsterInstance.ephemeral() as opened:
+        alive, dead, strange = (
+            opened.create_run_for_job(nothing, status=dg.DagsterRunStatus.STARTED, tags=tags)
+            for tags in ({PROCESS_TAG: process_name(1)}, {PROCESS_TAG: gone}, {})
+        )
+        found = [each for each in doctor.instance(opened, EmptyLake(), None) if each.of == "runs"]
+        assert sorted(each.outcome for each in found) == ["mended", "not checked", "well"]
+        assert opened.get_run_by_id(dead.run_id).status == dg.DagsterRunStatus.FAILURE
+        assert opened.get_run_by_id(alive.run_id).status == dg.DagsterRunStatus.STARTED
+        assert opened.get_run_by_id(strange.run_id).status == dg.DagsterRunStatus.STARTED
+
+
+class EmptyLake:
+    """A lake in which nothing was made."""
+
+    def read(self, table):
+        return TABLES[table].empty()
+
+
+def test_a_process_is_told_from_a_later_one_with_its_number():
+    name = process_name(1)
+    assert is_running(name)
+    pid, start, boot = name.split()
+    assert not is_running(f"{pid} {int(start) + 1} {boot}")
+    assert not is_running("unknown")
+
+
+def test_a_model_or_a_corpus_that_is_gone_is_named(copied):
+    shutil.rmtree(copied.home / "subject")
+    (copied.home / "corpus.jsonl").unlink()
+    code, found = treated(copied, "--look-only")
+    assert code == 1
+    assert outcomes(found, "model") == ["ill"]
+    assert outcomes(found, "corpus") == ["ill"]
