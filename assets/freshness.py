@@ -10,6 +10,7 @@ its record holds is the key of today, and all that it was made from is fresh too
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -226,6 +227,29 @@ class _Comparison:
             return State(table, layer, "stale", cause, alone, inherited=not own, root=root)
         return State(table, layer, "fresh", "", alone)
 
+    def of_neurons(self, layer: int) -> tuple[str, dict[int, str], set[int]]:
+        """Why all neurons of a layer are stale, why some are, and which were recomputed alone."""
+        some: dict[int, str] = {}
+        alone: set[int] = set()
+        for table in HOPS:
+            at = layer if TABLES[table].by_layer else None
+            state, record = self.found[table, at], self.records.whole(table, at)
+            if state.status in ("missing", "failed") and table not in ("connections", "vocabulary"):
+                return f"{table} {state.status}" + (f": {state.cause}" if state.cause else ""), some, alone
+            if record is None:
+                continue
+            for cause in self._causes(table, at, record):
+                # What answers are missing is said of each neuron by itself.
+                if table not in ("connections", "vocabulary") and UNANSWERED not in cause:
+                    return cause, some, alone
+            recomputed = self.records.recomputed(table, at)
+            alone |= set(recomputed)
+            found = (*self._alone(table, at, recomputed), *self._late(table, at, record))
+            for cause in found:
+                if name := re.search(r"neuron \d+:(\d+)", cause):
+                    some.setdefault(int(name[1]), cause)
+        return "", some, alone
+
     def _causes(self, table: str, layer: int | None, record: Mapping[str, Any]) -> Iterator[str]:
         """Why a slice is stale, the first cause first; nothing if it is fresh."""
         hop = HOPS[table]
@@ -314,6 +338,42 @@ def _outside(table: str, layer: int | None, outside: Outside) -> dict[str, str]:
     if table == "connections":
         return {"checkpoint": outside.checkpoint}
     return {}
+
+
+def of_neurons(lake: Lake, project: Project, outside: Outside, *, layer: int) -> pl.DataFrame:
+    """The state of every neuron of one layer, from its statistics to its scores: `neuron`, `status`, `cause`, `recomputed`.
+
+    A neuron is stale if its layer is, or if it alone was recomputed halfway or under other choices; failed if an answer
+    about it is missing that may come tomorrow; missing if nothing was ever said of it.
+    """
+    comparison = _Comparison(_Records(lake), project, outside)
+    for table in HOPS:
+        comparison.look(table, layer if TABLES[table].by_layer else None)
+    everyone, some, alone = comparison.of_neurons(layer)
+    reasons = [
+        lake.scan(name, layer=layer)
+        .filter(pl.col("missing_because").is_in(WORTH_ASKING_AGAIN))
+        .group_by("neuron", "missing_because")
+        .agg(pl.len())
+        .collect()
+        for name in ("explanations", "simulations")
+    ]
+    unanswered: dict[int, str] = {}
+    for neuron, reason, count in pl.concat(reasons).sort("neuron", "missing_because").iter_rows():
+        unanswered.setdefault(neuron, f"{count} {UNANSWERED} ({reason})")
+    explained = set(lake.scan("explanations", layer=layer).select(pl.col("neuron").unique()).collect()["neuron"])
+
+    def state(neuron: int) -> tuple[int, str, str, bool]:
+        if neuron not in explained:
+            return neuron, "missing", everyone, False
+        if cause := some.get(neuron) or everyone:
+            return neuron, "stale", cause, neuron in alone
+        if neuron in unanswered:
+            return neuron, "failed", unanswered[neuron], neuron in alone
+        return neuron, "fresh", "", neuron in alone
+
+    schema = {"neuron": pl.Int32, "status": pl.String, "cause": pl.String, "recomputed": pl.Boolean}
+    return pl.DataFrame([state(neuron) for neuron in range(project.n_neurons[layer])], schema=schema, orient="row")
 
 
 def summary(found: Sequence[State]) -> pl.DataFrame:

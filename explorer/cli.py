@@ -197,6 +197,11 @@ def cost(by: str, as_json: bool, **flags: Any) -> None:  # noqa: FBT001 (click p
 @main.command()
 @click.option("--layers", "wanted", help="Layers to look at, such as 0-3,7; all of them unless given.")
 @click.option(
+    "--layer",
+    type=click.IntRange(0),
+    help="Every neuron of this layer, with --json {neuron, status, cause, recomputed}.",
+)
+@click.option(
     "--json",
     "as_json",
     is_flag=True,
@@ -204,10 +209,10 @@ def cost(by: str, as_json: bool, **flags: Any) -> None:  # noqa: FBT001 (click p
 )
 @settings_options
 @reported
-def status(wanted: str | None, as_json: bool, **flags: Any) -> None:  # noqa: FBT001 (click passes flags by name)
+def status(wanted: str | None, layer: int | None, as_json: bool, **flags: Any) -> None:  # noqa: FBT001 (click passes flags by name)
     """Which tables of which layers are fresh, stale (and why), missing or failed, and which rows have no value and why."""
     from assets.definitions import open_lake, open_project, open_subject
-    from assets.freshness import states, summary
+    from assets.freshness import of_neurons, states, summary
     from explorer import terminal
     from pipeline.summary import REASONED, without_value
 
@@ -216,14 +221,22 @@ def status(wanted: str | None, as_json: bool, **flags: Any) -> None:  # noqa: FB
     project = open_project(settings, subject)
     layers = layer_range(wanted, len(project.n_neurons))
     lake = open_lake(settings)
+    if layer is not None:
+        (layer,) = layer_range(str(layer), len(project.n_neurons))
+        found = of_neurons(lake, project, outside_of(settings, subject), layer=layer)
+        if as_json:
+            click.echo(json.dumps(found.to_dicts()))
+        else:
+            screen().print(terminal.of_neurons(found, layer))
+        return
     rows = summary(states(lake, project, outside_of(settings, subject), layers=layers))
     missing = without_value({table: lake.scan(table) for table in REASONED}, layers=layers)
     if as_json:
         reasons: dict[tuple[str, int | None], dict[str, int]] = {}
         for table, layer, reason, count in missing.drop("of").iter_rows():
             reasons.setdefault((table, layer), {})[reason] = count
-        found = [row | {"missing": reasons.get((row["table"], row["layer"]), {})} for row in rows.to_dicts()]
-        click.echo(json.dumps(found))
+        slices = [row | {"missing": reasons.get((row["table"], row["layer"]), {})} for row in rows.to_dicts()]
+        click.echo(json.dumps(slices))
         return
     console = screen()
     console.print(terminal.states(rows))
@@ -572,4 +585,5 @@ def screen() -> Console:
 
 # The commands of other files, which take from this one what all commands share.
 import explorer.auditing  # noqa: E402
+import explorer.comparing  # noqa: E402
 import explorer.exchange  # noqa: E402, F401

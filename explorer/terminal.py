@@ -217,6 +217,22 @@ def causes(rows: pl.DataFrame) -> list[Text]:
     return lines
 
 
+def of_neurons(rows: pl.DataFrame, layer: int, *, most: int = 50) -> Group:
+    """How many neurons of a layer are in each state, and those that are not fresh with their causes."""
+    counts = dict(rows.group_by("status", maintain_order=True).len().iter_rows())
+    lines = [Text(f"layer {layer}: " + ", ".join(f"{count:,} {status}" for status, count in counts.items()))]
+    bad = rows.filter(pl.col("status") != "fresh")
+    for (status, cause), group in bad.group_by("status", "cause", maintain_order=True):
+        named = ", ".join(f"{layer}:{neuron}" for neuron in group.get_column("neuron")[:most])
+        more = len(group) - most
+        lines.append(Text(f"{status}: {harmless(str(cause))}: {named}{f' and {more:,} more' if more > 0 else ''}"))
+    if alone := rows.filter("recomputed").get_column("neuron").to_list():
+        lines.append(
+            Text("recomputed alone: " + ", ".join(f"{layer}:{neuron}" for neuron in alone[:most]), style="dim")
+        )
+    return Group(*lines)
+
+
 def without_value(rows: pl.DataFrame) -> Table:
     """How many rows have no value and why, by layer, of how many; the commonest reason of each table first."""
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))

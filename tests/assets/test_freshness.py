@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assets import freshness
-from assets.freshness import HOPS, Outside, states, summary
+from assets.freshness import HOPS, Outside, of_neurons, states, summary
 from assets.project import Choices, Project
 from pipeline.provenance import frame_hash
 from pipeline.tables import TABLES
@@ -37,6 +37,8 @@ class Written:
     """The commit that wrote a slice's rows, where it is not the one that its record names."""
     run_of: dict[tuple[str, int | None], str] = field(default_factory=dict)
     """The same of the run."""
+    unanswered: dict[int, str] = field(default_factory=dict)
+    """For neurons without an explanation, why."""
 
     def write(self, table, layer=None, *, content="a", neuron=None, failures=None, code=None, error=None):
         """Note a write that read what is in the lake now."""
@@ -105,6 +107,13 @@ class Written:
 
     def run_ids(self, table, *, layer=None):
         return {self.run_of.get((table, layer), "r")}
+
+    def scan(self, table, *, layer=None):
+        rows = {"neuron": [0, 1], "missing_because": [self.unanswered.get(neuron) for neuron in (0, 1)]}
+        empty = {name: [] for name in rows}
+        return pl.LazyFrame(
+            rows if table == "explanations" else empty, schema={"neuron": pl.Int32, "missing_because": pl.String}
+        )
 
     def read(self, table, *, layer=None, neurons=None, version=None):
         if table == "materializations":
@@ -296,6 +305,23 @@ def test_a_layer_made_again_forgets_that_a_neuron_was_made_alone(made):
         made.write(name, 0)
     assert made.causes() == {}
     assert not any(state.recomputed for state in made.found().values())
+
+
+def test_a_neuron_made_again_halfway_is_stale_alone(made):
+    made.neuron(0, 1, tables=["exemplars"], content="b")
+    found = of_neurons(made, PROJECT, OUTSIDE, layer=0)
+    assert found.rows() == [
+        (0, "fresh", "", False),
+        (1, "stale", "exemplars of neuron 0:1 was recomputed", True),
+    ]
+    assert of_neurons(made, PROJECT, OUTSIDE, layer=1)["status"].to_list() == ["fresh", "fresh"]
+
+
+def test_a_neuron_whose_answer_may_come_tomorrow_failed_and_no_other(made):
+    made.unanswered = {1: "timeout"}
+    found = of_neurons(made, PROJECT, OUTSIDE, layer=0)
+    assert found.rows()[1] == (1, "failed", "1 answers are missing (timeout)", False)
+    assert found["status"].to_list() == ["fresh", "failed"]
 
 
 def test_a_neuron_made_with_another_setting_is_named(made):

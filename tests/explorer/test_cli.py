@@ -135,6 +135,13 @@ def test_one_neuron_made_again_leaves_every_other_row_as_it_was(made, copied):
     assert {row["status"] for row in found} == {"fresh"}
     assert {row["table"]: row["recomputed"] for row in found if row["recomputed"]} == {name: [1] for name in HOPS}
     assert "scores: recomputed alone 0:1" in copied.type("status").stdout
+    neurons = json.loads(copied.type("status", "--layer", "0", "--json").stdout)
+    assert [(row["neuron"], row["status"], row["recomputed"]) for row in neurons] == [
+        (neuron, "fresh", neuron == 1) for neuron in range(8)
+    ]
+    assert copied.type("status", "--layer", "0").stdout == "layer 0: 8 fresh\nrecomputed alone: 0:1\n"
+    shown = copied.type("status", "--layer", "0", "--seed", "5").stdout
+    assert shown.startswith("layer 0: 8 stale\nstale: setting `seed` changed from 0 to 5: 0:0, 0:1,")
     for neuron, alone in (("0:1", set(HOPS)), ("0:2", set())):
         chain = json.loads(copied.type("show", neuron, "--json").stdout)["chain"]
         assert {link["table"] for link in chain if link["alone"]} == alone
