@@ -30,7 +30,7 @@ from starlette.routing import Route
 from pipeline.misbehaviour import check, drawn
 from pipeline.ports import Request
 from pipeline.scripted_tokens import ScriptedToken, embedding, spelled, tokens, top
-from pipeline.testing import ScriptedLanguageModel, scripted
+from pipeline.testing import ScriptedLanguageModel, left_out, scripted
 
 MODEL = "scripted"
 BYTES_PER_TOKEN = 3
@@ -168,7 +168,8 @@ class FakeEndpoint:
         prompt = request.messages[-1][1] if wanted.get("echo") else ""
         choice: Json = {"index": 0, "finish_reason": finish, "text": prompt + (text or ""), "logprobs": None}
         if wanted.get("logprobs") is not None:
-            said = [*tokens(prompt, digits=self.digits), *tokens(text or "", digits=self.digits)]
+            guessed = tokens(prompt, digits=self.digits, values=left_out(prompt))
+            said = [*guessed, *tokens(text or "", digits=self.digits)]
             choice["logprobs"] = _completion_tokens(said, wanted["logprobs"], first_is_known=not prompt)
         return {
             "id": "cmpl-scripted",
@@ -197,7 +198,7 @@ def _completion_request(wanted: Json) -> Request:
         raise ValueError("`prompt` must be a text here")
     if wanted.get("logprobs") is not None:
         _count_of_logprobs(wanted["logprobs"])
-    return Request(model=str(wanted["model"]), messages=(("user", prompt),), temperature=0.0, max_tokens=1, seed=0)
+    return Request(model=str(wanted["model"]), messages=(("prompt", prompt),), temperature=0.0, max_tokens=1, seed=0)
 
 
 def _embedding_request(wanted: Json) -> Request:

@@ -319,7 +319,8 @@ def _compared(
     most = max(maxima, default=0.0)
     usable = mine.filter(pl.col("expected").is_not_null())
     expected, true = (_flat(usable.get_column(name)) for name in ("expected", "true"))
-    line = _line(expected, true)
+    known = np.isfinite(expected)
+    line = _line(expected[known], true[known])
     unit = mine.item(0, "scale")
     records = []
     for row in sorted(mine.iter_rows(named=True), key=lambda row: (STRATA.index(row["stratum"]), row["rank"])):
@@ -337,12 +338,17 @@ def _compared(
                 "token_ids": None if window is None else window.token_ids,
                 "true": row["true"],
                 "expected": row["expected"],
-                "in_units": None if values is None else values.tolist(),
+                # Where nothing is known of a token it is drawn as silent, and its value is none.
+                "in_units": None
+                if values is None
+                else [None if np.isnan(value) else value for value in values.tolist()],
                 "missing_because": row["missing_because"],
                 "reason": sentence(row["missing_because"]),
                 "true_steps": scale(row["true"], most).tolist(),
-                "steps": None if values is None else scale(values, most).tolist(),
-                "own_steps": None if values is None else scale(values, max(values.max(), 0.0)).tolist(),
+                "steps": None if values is None else scale(np.nan_to_num(values), most).tolist(),
+                "own_steps": None
+                if values is None
+                else scale(np.nan_to_num(values), max(np.nanmax(values), 0.0)).tolist(),
                 "difference_steps": None if values is None else _differences(values, row["true"], most),
                 "request_ids": row["request_ids"],
             }
@@ -372,7 +378,7 @@ def _line(expected: Any, true: Any) -> tuple[float, float] | None:
     return float(level), float(slope)
 
 
-def _in_units(expected: Sequence[float], unit: str, most: float, line: tuple[float, float] | None) -> Any:
+def _in_units(expected: Sequence[float | None], unit: str, most: float, line: tuple[float, float] | None) -> Any:
     """A simulation in units of the neuron."""
     values = np.asarray(expected, dtype=np.float64)
     if unit == "scaled":
@@ -386,7 +392,7 @@ def _differences(values: Any, true: Sequence[float], most: float) -> list[int]:
     """Simulated minus real, in steps of a tenth of the scale, toward zero, at most 10 either way."""
     if most <= 0:
         return [0] * len(true)
-    steps = np.trunc(TOP * (values - np.asarray(true, dtype=np.float64)) / most)
+    steps = np.nan_to_num(np.trunc(TOP * (values - np.asarray(true, dtype=np.float64)) / most))
     found: list[int] = np.clip(steps, -TOP, TOP).astype(int).tolist()
     return found
 
@@ -407,6 +413,7 @@ def _worst(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for place, record in enumerate(records)
         if record["in_units"] is not None
         for at, (true, value) in enumerate(zip(record["true"], record["in_units"], strict=True))
+        if value is not None
     ]
     found.sort(key=lambda one: (-abs(one["difference"]), one["record"], one["token"]))
     return [one for one in found if one["difference"]][:WORST]

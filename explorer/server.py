@@ -204,7 +204,9 @@ def _neuron(here: Here, found: dict[str, Any]) -> dict[str, Any]:
     filled = [place for place, count in enumerate(statistics["histogram"]) if count]
     bins = range(filled[0], filled[-1] + 1) if filled else range(0)
     return found | {
-        "points": [pair for one in records for pair in zip(one["expected"], one["true"], strict=True)],
+        "points": [
+            pair for one in records for pair in zip(one["expected"], one["true"], strict=True) if pair[0] is not None
+        ],
         "bins": [(edges[place], edges[place + 1], statistics["histogram"][place]) for place in bins],
         "quantiles": list(zip(("50 %", "90 %", "99 %", "99.9 %"), statistics["quantile_boundaries"], strict=False)),
         "commands": [

@@ -131,6 +131,8 @@ def _correlations(simulated: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> t
             np.concatenate([np.asarray(rows[exemplar][name], dtype=np.float64) for exemplar in sorted(common)])
             for name in ("expected", "true")
         )
+        known = np.isfinite(expected)
+        expected, true = expected[known], true[known]
         if true.min() == true.max():
             reason = "constant_activation"
         elif expected.min() == expected.max():

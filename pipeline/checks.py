@@ -214,10 +214,12 @@ def _failure_share(rows: pl.DataFrame, column: str) -> Finding:
     rows = rows.filter(pl.col("missing_because").ne_missing("budget"))
     failed = rows.get_column(column).null_count()
     share = failed / len(rows) if len(rows) else 0.0
+    reasons = sorted(rows.get_column("missing_because").drop_nulls().mode().to_list())
+    most = f", most often {reasons[0]}" if reasons else ""
     return Finding(
         "few_answers_are_missing",
         share <= FAILURES_ALLOWED,
-        f"{failed:,} of {len(rows):,} missing; {FAILURES_ALLOWED:.0%} are allowed",
+        f"{failed:,} of {len(rows):,} missing{most}; {FAILURES_ALLOWED:.0%} are allowed",
         {"failed": failed, "share": share},
     )
 

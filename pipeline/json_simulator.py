@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from pipeline import prompts
+from pipeline.digits import Distribution
 from pipeline.errors import LakeError
 from pipeline.ports import Reply, Request
 from pipeline.token_activation_pairs import token_texts
@@ -25,13 +26,15 @@ PROMPT_HASH = prompts.prompt_hash(("simulate.system.txt", "simulate.user.txt", "
 
 @dataclass(frozen=True)
 class Simulated:
-    """What one reply predicts: all tokens, or none and the reason."""
+    """What one reply predicts, or the reason why it predicts nothing."""
 
-    expected: list[float] | None
-    """One per token, scaled, 0 to 10."""
+    expected: Sequence[float | None] | None
+    """One per token, scaled, 0 to 10; None where nothing is known."""
     missing_because: str | None
     coverage: float
-    """Share of tokens with a usable prediction: 1.0 or 0.0."""
+    """Share of tokens with a usable prediction, 0 to 1."""
+    distributions: Sequence[Distribution | None] | None = None
+    """What was likely at each token, where the simulator says so."""
 
 
 def requests(
@@ -117,6 +120,14 @@ def read_pairs(pairs: object, n_tokens: int) -> Simulated:
 def _is_number(index: int, value: float) -> bool:
     """Python takes True for 1, and JSON numbers may overflow to infinity."""
     return not isinstance(index, bool) and not isinstance(value, bool) and 0 <= value <= 10 and math.isfinite(value)
+
+
+def of_distributions(found: Sequence[Distribution | None]) -> Simulated:
+    """What is expected at each token, where anything is known of one; `no_probabilities` if of none."""
+    known = sum(one is not None for one in found)
+    if not known:
+        return missing("no_probabilities")
+    return Simulated([None if one is None else one.expected for one in found], None, known / len(found), found)
 
 
 def missing(reason: str) -> Simulated:

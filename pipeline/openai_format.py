@@ -47,6 +47,9 @@ NOT_CARRIED = (
 )
 """What of a lake the format has no field for; the sidecar files hold part of it."""
 
+HAS_GAPS = pl.col("expected").list.eval(pl.element().is_null()).list.any().fill_null(value=False)
+"""Whether a simulation knows nothing of some of its tokens."""
+
 
 def texts(sequences: pl.DataFrame) -> pl.DataFrame:
     """For each sequence its split and its tokens as text: what the functions below need of `sequences`."""
@@ -219,10 +222,10 @@ def provenance(
     """Where each neuron's files are from: columns `neuron` and `text`, a JSON object for each neuron of `statistics`.
 
     `records` is what `neuron_records` gave. Explanations without a text, and sequences whose simulation failed, which
-    the format has no place for, are named here with the reason.
+    or of which some tokens are not known (reason null), which the format has no place for, are named here with the reason.
     """
     failed = (
-        simulations.filter(pl.col("expected").is_null())
+        simulations.filter(pl.col("expected").is_null() | HAS_GAPS)
         .group_by("explanation_id", "simulator", maintain_order=True)
         .agg(pl.struct("exemplar_id", "missing_because").alias("failed"))
     )
@@ -310,7 +313,7 @@ def _scored_sequences(simulations: pl.DataFrame, exemplars: pl.DataFrame, sequen
     """For each (explanation, simulator) its ScoredSequenceSimulations, of those that did not fail."""
     shown = exemplars.filter(pl.col("split") == "score").select("exemplar_id", "sequence_id")
     rows = (
-        simulations.filter(pl.col("expected").is_not_null() & pl.col("scale").is_in(list(SCALES)))
+        simulations.filter(pl.col("expected").is_not_null() & ~HAS_GAPS & pl.col("scale").is_in(list(SCALES)))
         .join(shown.unique("exemplar_id"), on="exemplar_id", how="inner", maintain_order="left")
         .join(sequences, on="sequence_id", how="inner", maintain_order="left")
         .sort("explanation_id", "simulator", pl.col("stratum") != "top", "rank", "exemplar_id")

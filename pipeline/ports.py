@@ -187,12 +187,32 @@ class Request:
 
     model: str
     messages: tuple[tuple[str, str], ...]
-    """(role, text) pairs."""
+    """(role, text) pairs; one of role `prompt` alone is plain text to go on from, for an endpoint's completions."""
     temperature: float
     max_tokens: int
     seed: int
     json_reply: bool = True
     """Ask the endpoint for a JSON object, where it can promise one."""
+    logprobs: int = 0
+    """How many likely tokens to ask for in the place of each token of the reply; in the identity if it is not 0."""
+    echo: tuple[int, ...] = ()
+    """Places in the prompt, in characters, to give the likely tokens at, in place of the reply's; needs `logprobs`,
+    and a prompt of ASCII alone. In the identity if there are any."""
+
+
+@dataclass(frozen=True)
+class Likely:
+    """One token, and the likeliest tokens in its place with the natural logarithms of their probabilities.
+
+    Those below `LEAST_LOGPROB` are left out. A place of a prompt where no token begins has neither.
+    """
+
+    token: str
+    tokens: tuple[tuple[str, float], ...]
+
+
+LEAST_LOGPROB = -10.0
+"""A probability of 1 in 22,000; twenty such tokens move an expected value between 0 and 10 by less than 0.01."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +223,8 @@ class Reply:
     text: str | None
     missing_because: str | None
     model_served: str | None = None
+    likely: tuple[Likely, ...] | None = None
+    """For each token of the text, or each place of `Request.echo`; None if not asked for, or if none came."""
 
 
 @dataclass(frozen=True)

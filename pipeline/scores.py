@@ -103,12 +103,12 @@ def _scored(rows: pl.DataFrame, split: str, *, seed: int) -> pl.DataFrame:
     groups = rows.group_by(at, maintain_order=True).agg(
         pl.col("expected").is_null().sum().cast(pl.Int32).alias("n_failed"),
         pl.col("expected").is_not_null().sum().cast(pl.Int32).alias("n_sequences"),
-        pl.col("expected").list.len().sum().cast(pl.Int64).alias("n_tokens"),
+        pl.col("expected").list.drop_nulls().list.len().sum().cast(pl.Int64).alias("n_tokens"),
         pl.col("identity").str.join("\n").alias("simulations"),
         pl.col("missing_because").drop_nulls().mode().sort().first().alias("failure"),
         ((pl.col("coverage") * pl.col("true").list.len()).sum() / pl.col("true").list.len().sum()).alias("coverage"),
     )
-    usable = rows.filter(pl.col("expected").is_not_null())
+    usable = _known(rows.filter(pl.col("expected").is_not_null()))
     n_sequences = groups.get_column("n_sequences").to_numpy()
     tokens = _Tokens.of(usable, n_sequences)
     raw = _moments(tokens, tokens.y, tokens.s)
@@ -171,6 +171,16 @@ def _scored(rows: pl.DataFrame, split: str, *, seed: int) -> pl.DataFrame:
         *at[:5], "simulator", "scorer", "split", "value", "missing_because", "ci_low", "ci_high", "p_value",
         "n_sequences", "n_tokens", "n_failed", "identity",
     )  # fmt: skip
+
+
+def _known(usable: pl.DataFrame) -> pl.DataFrame:
+    """The simulations with `true` and `expected` at those tokens alone where something is expected."""
+    if not usable.get_column("expected").list.eval(pl.element().is_null()).list.any().any():
+        return usable
+    rows = usable.with_row_index("row")
+    flat = rows.select("row", "true", "expected").explode("true", "expected").drop_nulls("expected")
+    kept = flat.group_by("row", maintain_order=True).agg("true", "expected")
+    return rows.drop("true", "expected").join(kept, on="row", maintain_order="left").select(usable.columns)
 
 
 @dataclass(frozen=True)

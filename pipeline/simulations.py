@@ -3,23 +3,33 @@
 The simulations of the baselines are made in `pipeline.baselines`, from token tables. Here the replies of a language
 model become rows beside them, in one of these ways:
 
-    json        one excerpt to the request
-    json-many   five excerpts to the request, which costs about half
+    json            one excerpt to the request
+    json-many       five excerpts to the request, which costs about half
+    json-logprobs   as `json`, with what was likely in the place of each number
+    all-at-once     a prompt with every activation left out, and what was likely in their places: one request to the excerpt
+    one-at-a-time   the same prompt up to each of its tokens, and what was likely to come next: one request to the token
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import polars as pl
 
-from pipeline import json_many_simulator, json_simulator
+from pipeline import json_many_simulator, json_simulator, logprobs_simulator, prompt_simulator
+from pipeline.digits import Distribution
 from pipeline.json_simulator import Simulated
 from pipeline.ports import Reply, Request
 from pipeline.provenance import identity
 from pipeline.tables import TABLES
 
-Way = Literal["json", "json-many"]
-PROMPT_HASHES: dict[Way, str] = {"json": json_simulator.PROMPT_HASH, "json-many": json_many_simulator.PROMPT_HASH}
+Way = Literal["json", "json-many", "json-logprobs", "all-at-once", "one-at-a-time"]
+PROMPT_HASHES: dict[Way, str] = {
+    "json": json_simulator.PROMPT_HASH,
+    "json-many": json_many_simulator.PROMPT_HASH,
+    "json-logprobs": logprobs_simulator.PROMPT_HASH,
+    "all-at-once": prompt_simulator.PROMPT_HASHES["all-at-once"],
+    "one-at-a-time": prompt_simulator.PROMPT_HASHES["one-at-a-time"],
+}
 
 Keys = tuple[tuple[tuple[str, str], ...], ...]
 """For each excerpt of a request the (explanation_id, exemplar_id) that it answers."""
@@ -40,9 +50,13 @@ def requests(
     scored = exemplars.filter(pl.col("split") == "score")
     if way == "json-many":
         return list(json_many_simulator.requests(written, scored, texts, model=model, seed=seed))
-    return [
-        (((key,),), request) for key, request in json_simulator.requests(written, scored, texts, model=model, seed=seed)
-    ]
+    one_by_one = {
+        "json": json_simulator.requests,
+        "json-logprobs": logprobs_simulator.requests,
+        "all-at-once": prompt_simulator.requests_at_once,
+        "one-at-a-time": prompt_simulator.requests_by_token,
+    }[way]
+    return [(((key,),), request) for key, request in one_by_one(written, scored, texts, model=model, seed=seed)]
 
 
 def rows(
@@ -60,7 +74,7 @@ def rows(
     }
     shown = {row["exemplar_id"]: row for row in exemplars.filter(pl.col("split") == "score").iter_rows(named=True)}
     found: list[dict[str, object]] = []
-    for explanation_id, exemplar_id, simulated, reply in _simulated(asked, replies, shown, way):
+    for explanation_id, exemplar_id, simulated, request_ids in _simulated(asked, replies, shown, way):
         exemplar = shown[exemplar_id]
         sign = -1.0 if exemplar["polarity"] == "-" else 1.0
         found.append(
@@ -75,19 +89,19 @@ def rows(
                 "rank": exemplar["rank"],
                 "scale": "scaled",
                 "expected": simulated.expected,
-                "distribution_values": None,
-                "distribution_probabilities": None,
+                "distribution_values": _each(simulated, lambda found: found.values),
+                "distribution_probabilities": _each(simulated, lambda found: found.probabilities),
                 "true": [sign * activation for activation in exemplar["activations"]],
                 "missing_because": simulated.missing_because,
                 "coverage": simulated.coverage,
-                "request_ids": [reply.request_id],
+                "request_ids": request_ids,
                 "identity": identity(
                     "simulation",
                     explanation=said[explanation_id]["identity"],
                     exemplar=exemplar["identity"],
                     simulator=model,
                     prompt=PROMPT_HASHES[way],
-                    request=reply.request_id,
+                    request=request_ids[0] if len(request_ids) == 1 else request_ids,
                     expected=simulated.expected,
                     missing_because=simulated.missing_because,
                 ),
@@ -97,17 +111,33 @@ def rows(
     return pl.DataFrame(found, schema=schema)
 
 
+def _each(simulated: Simulated, part: Callable[[Distribution], Sequence[float]]) -> list[Sequence[float]] | None:
+    """A part of each token's distribution, nothing where nothing is known."""
+    if simulated.distributions is None:
+        return None
+    return [() if found is None else part(found) for found in simulated.distributions]
+
+
 def _simulated(
     asked: Asked, replies: Sequence[Reply], shown: Mapping[str, Mapping[str, object]], way: Way
-) -> Iterator[tuple[str, str, Simulated, Reply]]:
-    """Of each exemplar what its reply predicts."""
+) -> Iterator[tuple[str, str, Simulated, list[str]]]:
+    """Of each exemplar what its replies predict, and the requests that they answer."""
+    if way == "one-at-a-time":
+        of_exemplar: dict[tuple[str, str], list[Reply]] = {}
+        for ((key,),), reply in ((keys, reply) for (keys, _), reply in zip(asked, replies, strict=True)):
+            of_exemplar.setdefault(key, []).append(reply)
+        for (explanation_id, exemplar_id), found in of_exemplar.items():
+            ids = [reply.request_id for reply in found]
+            yield explanation_id, exemplar_id, prompt_simulator.parse_by_token(found), ids
+        return
+    parse_one = {
+        "json": json_simulator.parse,
+        "json-logprobs": logprobs_simulator.parse,
+        "all-at-once": prompt_simulator.parse_at_once,
+    }
     for (keys, _), reply in zip(asked, replies, strict=True):
         lengths = [len(shown[ids[0][1]]["token_ids"]) for ids in keys]  # type: ignore[arg-type]
-        found = (
-            json_many_simulator.parse(reply, lengths)
-            if way == "json-many"
-            else [json_simulator.parse(reply, lengths[0])]
-        )
-        for ids, simulated in zip(keys, found, strict=True):
-            for explanation_id, exemplar_id in ids:
-                yield explanation_id, exemplar_id, simulated, reply
+        read = json_many_simulator.parse(reply, lengths) if way == "json-many" else [parse_one[way](reply, lengths[0])]
+        for some, simulated in zip(keys, read, strict=True):
+            for explanation_id, exemplar_id in some:
+                yield explanation_id, exemplar_id, simulated, [reply.request_id]

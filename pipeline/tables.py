@@ -35,6 +35,7 @@ MISSING = {
     "truncated": "the answer reached the token limit before it ended",
     "unparsable": "the answer is not in the form that the prompt asks for",
     "wrong_length": "the answer does not hold one value for each token",
+    "no_probabilities": "no probabilities came with the answer, or its tokens do not tell the numbers apart",
     "timeout": "no answer came in time",
     "rate_limited": "the endpoint kept asking to slow down",
     "server_error": "the endpoint failed to answer",
@@ -52,6 +53,8 @@ class Column:
     type: Type
     doc: str
     nullable: bool = False
+    gaps: bool = False
+    """Whether its lists may hold nulls: places about which nothing is known."""
     added: bool = False
     """Declared after lakes were made without it: their rows have null there, and the next write adds it. Nullable."""
 
@@ -99,7 +102,7 @@ class Table:
                 raise LakeError(f"`{self.name}.{name}` must be {column.type}, not {frame.schema[name]}")
             if not column.nullable and (nulls := frame.get_column(name).null_count()):
                 raise LakeError(f"`{self.name}.{name}` is null in {nulls:,} of {len(frame):,} rows and must not be")
-            if holes := _nulls_in_lists(frame.get_column(name)):
+            if not column.gaps and (holes := _nulls_in_lists(frame.get_column(name))):
                 raise LakeError(f"`{self.name}.{name}` holds {holes:,} nulls inside its lists and must hold none")
             if wrong := _not_finite(frame.get_column(name)):
                 raise LakeError(f"`{self.name}.{name}` holds {wrong:,} values that are not finite numbers")
@@ -425,9 +428,16 @@ simulations = Table(
         "scale": Column(
             pl.String, "unit of `expected`: `neuron` (units of the neuron), `scaled` (0 to 10) or `weight` (arbitrary)"
         ),
-        "expected": Column(pl.List(pl.Float32), "expected activation at each token", nullable=True),
+        "expected": Column(
+            pl.List(pl.Float32),
+            "expected activation at each token; null where nothing is known",
+            nullable=True,
+            gaps=True,
+        ),
         "distribution_values": Column(
-            pl.List(pl.List(pl.Float32)), "scaled activations with a known probability, at each token", nullable=True
+            pl.List(pl.List(pl.Float32)),
+            "scaled activations with a known probability, at each token; none where nothing is known",
+            nullable=True,
         ),
         "distribution_probabilities": Column(
             pl.List(pl.List(pl.Float32)), "their probabilities, summing to 1 at each token", nullable=True
@@ -489,6 +499,13 @@ language_calls = Table(
         "model_served": Column(pl.String, "model that answered, as the endpoint names it", nullable=True),
         "request": Column(pl.String, "the whole request as canonical JSON"),
         "reply": Column(pl.String, "the reply's text, word for word", nullable=True),
+        "logprobs": Column(
+            pl.String,
+            "JSON: for each token of the reply, or each place of the prompt that was asked about, the token, and the "
+            "likeliest ones there with the logarithms of their probabilities; null unless asked for",
+            nullable=True,
+            added=True,
+        ),
         "finish_reason": Column(pl.String, "why the model stopped, as the endpoint says", nullable=True),
         "prompt_tokens": Column(pl.Int64, "tokens", nullable=True),
         "cached_tokens": Column(pl.Int64, "of them, read from the provider's cache", nullable=True),

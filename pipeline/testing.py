@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import prompts
 from pipeline.errors import SettingsError
-from pipeline.ports import Reply, Request, Usage
+from pipeline.ports import Likely, Reply, Request, Usage
 from pipeline.provenance import content_hash
+from pipeline.scripted_tokens import ScriptedToken, around, tokens, top
 from pipeline.tables import MISSING
 
 if TYPE_CHECKING:
@@ -276,6 +277,8 @@ class ScriptedLanguageModel:
         drawn = hashlib.sha256(f"{self.seed}:{request_id}".encode()).digest()
         if int.from_bytes(drawn[:8], "big") < self.failing * 2**64:
             return Reply(request_id, None, self.reason)
+        if request.messages[0][0] == "prompt":
+            return _completed(request, request_id)
         question = request.messages[-1][1]
         told = request.messages[0][1]
         for name, file, reply_to in (
@@ -302,7 +305,8 @@ class ScriptedLanguageModel:
             if not here and told and question.startswith(beginning):
                 text = reply_to(question.removeprefix(beginning))
                 text = _in_french(text) if text and " French" in language else text
-                return Reply(request_id, text, None if text else "refused", model_served="scripted")
+                likely = likely_of(tokens(text)) if text and request.logprobs else None
+                return Reply(request_id, text, None if text else "refused", model_served="scripted", likely=likely)
         return Reply(request_id, None, "refused", model_served="scripted")
 
     def _explained(self, question: str) -> str | None:
@@ -397,6 +401,53 @@ def _sentences(question: str) -> str:
     plain = [" ".join(COMMON[place : place + 9]) for place in range(20)]
     fitting = [f"{text} {quoted[place % len(quoted)]}" for place, text in enumerate(plain[:10])]
     return json.dumps({"fitting": fitting, "other": plain[10:]})
+
+
+def left_out(prompt: str) -> dict[int, dict[int, float]]:
+    """Of each activation that a prompt of `pipeline.prompt_simulator` leaves out for its last excerpt: its place in
+    characters, and the probability of each number there. None of any other prompt."""
+    _, found, question = prompt.rpartition("\nExplanation: ")
+    if not found:
+        return {}
+    explanation, _, excerpt = question.partition("\nExcerpt:\n")
+    lines = [line.split("\t") for line in excerpt.split("\n")]
+    if not all(len(line) == 3 for line in lines):
+        return {}
+    predicted = _predicted(json.loads(explanation), [(int(place), json.loads(token)) for place, token, _ in lines])
+    places, end = {}, len(prompt) - len(excerpt)
+    for (place, token, activation), (_, value) in zip(lines, predicted, strict=True):
+        places[end + len(place) + len(token) + 2] = around(value)
+        end += len(place) + len(token) + len(activation) + 3
+    return places
+
+
+def likely_of(said: Sequence[ScriptedToken]) -> tuple[Likely, ...]:
+    """Scripted tokens as a reply holds them."""
+    return tuple(
+        Likely(
+            token.piece.decode(errors="replace"), tuple((one.decode(errors="replace"), p) for one, p in top(token, 20))
+        )
+        for token in said
+    )
+
+
+def _completed(request: Request, request_id: str) -> Reply:
+    """What comes after a prompt, or what is likely at some places of it."""
+    prompt = request.messages[0][1]
+    places = left_out(prompt)
+    # A prompt may end where an activation comes next.
+    text = f"{max(places[len(prompt)], key=places[len(prompt)].__getitem__)}\n" if len(prompt) in places else "\n"
+    likely = None
+    if request.logprobs and request.echo:
+        at, place = {}, 0
+        for one in tokens(prompt, values=places):
+            at[place] = one
+            place += len(one.piece)
+        empty = Likely("", ())
+        likely = tuple(likely_of([at[place]])[0] if place in at else empty for place in request.echo)
+    elif request.logprobs:
+        likely = likely_of(tokens(text))
+    return Reply(request_id, text, None, model_served="scripted", likely=likely)
 
 
 def _simulated(question: str) -> str:

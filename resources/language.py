@@ -33,9 +33,10 @@ import openai
 import polars as pl
 
 from pipeline.errors import LanguageModelError, SettingsError
-from pipeline.ports import Lake, Reply, Request, Usage
+from pipeline.ports import Lake, Likely, Reply, Request, Usage
 from pipeline.provenance import canonical_json, content_hash, identity
 from pipeline.tables import language_calls
+from resources import logprobs
 from resources.budget import Budget
 from resources.journal import Journal, Received
 from resources.pace import Pace
@@ -207,7 +208,11 @@ class OpenAICompatible:
     # What is kept
 
     def _identity(self, request: Request) -> dict[str, Any]:
-        return {
+        # What is not used is left out, so that requests from before there was such a thing are what they were.
+        used: dict[str, Any] = {"logprobs": request.logprobs} if request.logprobs else {}
+        if request.echo:
+            used["echo"] = list(request.echo)
+        return used | {
             "endpoint": self.endpoint,
             "model": request.model,
             "messages": [[role, _sendable(text)] for role, text in request.messages],
@@ -224,11 +229,11 @@ class OpenAICompatible:
         rows = (
             self._lake.scan("language_calls")
             .filter(pl.col("request_id").is_in(batch.unsettled()))
-            .select("request_id", "reply", "missing_because", "model_served")
+            .select("request_id", "reply", "missing_because", "model_served", "logprobs")
             .collect()
         )
-        for request_id, text, missing_because, model_served in rows.iter_rows():
-            batch.settle(request_id, text, missing_because, model_served)
+        for request_id, text, missing_because, model_served, likely in rows.iter_rows():
+            batch.settle(request_id, text, missing_because, model_served, likely=logprobs.unpacked(likely))
 
     def _flush(self, journal: Journal, run_id: str) -> None:
         """Move the journal's replies to the lake, those of runs that died included."""
@@ -295,7 +300,7 @@ class OpenAICompatible:
             self.budget.settled(request_id, usd=0.0, tokens=0)
             return None
         batch.journal.keep(received)
-        answer = _read(received.status, received.body)
+        answer = _read(received.status, received.body, received.request)
         cost = _cost(answer, self.price(received.model))
         batch.prompt_tokens += answer.prompt_tokens or 0
         batch.completion_tokens += answer.completion_tokens or 0
@@ -368,12 +373,11 @@ class OpenAICompatible:
             _Failed: none came.
         """
         parameters = self._parameters(request)
+        path = "/completions" if "prompt" in parameters else "/chat/completions"
         try:
             async with asyncio.timeout(self._timeout):
                 # As `client.chat.completions.with_raw_response.create` does, less its walk through every message.
-                reply: Any = await client.post(
-                    "/chat/completions", body=parameters, cast_to=object, options={"headers": RAW_REPLY}
-                )
+                reply: Any = await client.post(path, body=parameters, cast_to=object, options={"headers": RAW_REPLY})
         except (TimeoutError, openai.APITimeoutError):
             raise _Failed("timeout", f"no whole answer within {self._timeout:g} s", again=True, heard=False) from None
         except openai.APIConnectionError as error:
@@ -391,6 +395,17 @@ class OpenAICompatible:
         return reply.status_code, self._without_key(reply.content)
 
     def _parameters(self, request: Request) -> dict[str, Any]:
+        match request.messages:
+            case (("prompt", text),):
+                asked: dict[str, Any] = {
+                    "model": request.model,
+                    "prompt": _sendable(text),
+                    "temperature": request.temperature,
+                    "max_tokens": request.max_tokens,
+                    "seed": request.seed,
+                }
+                asked |= {"logprobs": request.logprobs} if request.logprobs else {}
+                return asked | ({"echo": True} if request.echo else {})
         parameters: dict[str, Any] = {
             "model": request.model,
             "messages": [{"role": role, "content": _sendable(text)} for role, text in request.messages],
@@ -400,6 +415,8 @@ class OpenAICompatible:
         }
         if request.json_reply and self._takes_response_format:
             parameters["response_format"] = {"type": "json_object"}
+        if request.logprobs:
+            parameters |= {"logprobs": True, "top_logprobs": request.logprobs}
         return parameters
 
     def _failed(self, request: Request, error: openai.APIStatusError) -> "_Failed | None":
@@ -414,6 +431,11 @@ class OpenAICompatible:
                 self._name_of_max_tokens = "max_completion_tokens"
             case 400 | 422 if "response_format" in words:
                 self._takes_response_format = False
+            case 400 | 422 if request.logprobs and re.search(r"logprobs|echo", words):
+                unusable = (
+                    f"{self.endpoint} does not give the probabilities that were asked for ({words}): "
+                    "choose another --simulation, such as `json`, or another endpoint"
+                )
             case 400 | 422 if "unsupported_parameter" in codes or "unsupported_value" in codes:
                 unusable = (
                     f"{self.endpoint} does not take our requests for `{request.model}` ({words}): use another model"
@@ -427,6 +449,11 @@ class OpenAICompatible:
                 unusable = (
                     f"{self.endpoint} forbids `{request.model}` to this key ({words}): "
                     "use another model, or a key that may use it"
+                )
+            case 404 if request.messages[0][0] == "prompt":
+                unusable = (
+                    f"{self.endpoint} has no model `{request.model}`, or no completions of a plain prompt ({words}): check "
+                    "the model's name, or choose another --simulation, such as `json`"
                 )
             case 404:
                 unusable = (
@@ -499,15 +526,24 @@ class _Batch:
 
     def take(self, request_id: str, received: Received) -> None:
         """Settle a request by what came back."""
-        answer = _read(received.status, received.body)
-        self.settle(request_id, answer.text, answer.missing_because, answer.model_served)
+        answer = _read(received.status, received.body, received.request)
+        self.settle(request_id, answer.text, answer.missing_because, answer.model_served, likely=answer.likely)
 
-    def settle(self, request_id: str, text: str | None, missing_because: str | None, model_served: str | None) -> None:
+    def settle(
+        self,
+        request_id: str,
+        text: str | None,
+        missing_because: str | None,
+        model_served: str | None,
+        *,
+        likely: tuple[Likely, ...] | None = None,
+    ) -> None:
         self.replies[request_id] = Reply(
             request_id=request_id,
             text=None if missing_because else text,
             missing_because=missing_because,
             model_served=model_served,
+            likely=None if missing_because else likely,
         )
 
 
@@ -547,25 +583,45 @@ class _Answer:
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     completion_tokens: int | None = None
+    likely: tuple[Likely, ...] | None = None
 
 
-def _read(status: int, body: bytes) -> _Answer:
-    """What a body says, or why it says nothing. Never raises: an endpoint may send anything."""
+def _read(status: int, body: bytes, request: str = "{}") -> _Answer:
+    """What a body says, or why it says nothing. Never raises: an endpoint may send anything.
+
+    `request` is what was asked, as canonical JSON.
+    """
     if status >= 400:
         return _Answer(missing_because="filtered", error=_start(body))
     try:
         value = _parsed(body)
     except ValueError as fault:
         return _Answer(missing_because="unparsable", error=str(fault))
+    # Inside a string of JSON the quotes would be escaped.
+    asked = json.loads(request) if '"logprobs":' in request else {}
+    likely = None
     match value:
         case {"choices": [{"message": {} as message, **choice}, *_]}:
             finish_reason = _text(choice.get("finish_reason"))
+            missing_because, error = _verdict(message, finish_reason)
+            text = _text(message.get("content"))
+            if asked:
+                likely = logprobs.read(choice.get("logprobs"))
+        case {"choices": [{"text": str(said), **choice}, *_]}:
+            finish_reason = _text(choice.get("finish_reason"))
+            # One or two tokens are all that is asked for, so that it ends at the limit.
+            missing_because, error = ("filtered", None) if finish_reason == "content_filter" else (None, None)
+            text, likely = _text(said), logprobs.read(choice.get("logprobs"))
+            if text is None:
+                missing_because, error = "unparsable", "the text holds lone surrogates"
+            elif asked.get("echo"):
+                prompt = asked["messages"][0][1]
+                text, likely = text.removeprefix(prompt), logprobs.at_places(likely, prompt, asked["echo"])
         case _:
             return _Answer(missing_because="unparsable", error=f"the body has no message: {_start(body)}")
-    missing_because, error = _verdict(message, finish_reason)
     usage = value.get("usage")
     return _Answer(
-        text=_text(message.get("content")),
+        text=text,
         missing_because=missing_because,
         error=error,
         model_served=_text(value.get("model")),
@@ -573,6 +629,7 @@ def _read(status: int, body: bytes) -> _Answer:
         prompt_tokens=_count(usage, "prompt_tokens"),
         cached_tokens=_count(usage, "prompt_tokens_details", "cached_tokens"),
         completion_tokens=_count(usage, "completion_tokens"),
+        likely=likely,
     )
 
 
@@ -639,7 +696,8 @@ def _rows(received: Sequence[Received], prices: Prices) -> pl.DataFrame:
     """Replies as rows of `language_calls`."""
     rows = []
     for reply in received:
-        answer = _read(reply.status, reply.body)
+        answer = _read(reply.status, reply.body, reply.request)
+        packed = logprobs.packed(answer.likely)
         rows.append(
             {
                 "request_id": reply.request_id,
@@ -648,6 +706,7 @@ def _rows(received: Sequence[Received], prices: Prices) -> pl.DataFrame:
                 "model_served": answer.model_served,
                 "request": reply.request,
                 "reply": answer.text,
+                "logprobs": packed,
                 "finish_reason": answer.finish_reason,
                 "prompt_tokens": answer.prompt_tokens,
                 "cached_tokens": answer.cached_tokens,
@@ -664,6 +723,7 @@ def _rows(received: Sequence[Received], prices: Prices) -> pl.DataFrame:
                     reply=answer.text,
                     missing_because=answer.missing_because,
                     model_served=answer.model_served,
+                    **({} if packed is None else {"logprobs": packed}),
                 ),
                 "run_id": reply.run_id,
             }

@@ -56,9 +56,10 @@ class Settings(BaseSettings):
         "and of the first of them `revision`; `random-explanation`, `revision-random` and `empty` are controls",
     )
     language: str = Field("en", description="language of the explanations: `en`, `de`, `es`, `fr`")
-    simulation: Literal["json", "json-many"] = Field(
+    simulation: Literal["json", "json-many", "json-logprobs", "all-at-once", "one-at-a-time"] = Field(
         "json",
-        description="how the simulator is asked: `json` one excerpt at a time, `json-many` five, for half the tokens",
+        description="how the simulator is asked: `json` one excerpt at a time, `json-many` five, for half the tokens, "
+        "`json-logprobs` with probabilities; of completions: `all-at-once` (with echo), `one-at-a-time`",
     )
     base_url: str = Field("https://api.openai.com/v1", description="OpenAI-compatible endpoint")
     concurrency: int = Field(16, ge=1, le=1000, description="requests in flight at a time")

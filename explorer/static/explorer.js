@@ -67,7 +67,7 @@
     const place = tokensOf(text).indexOf(token);
     if (!all || place < 0 || !said) return;
     const { one, lines } = record(all, text);
-    const values = lines.filter(([, list]) => list).map(([name, list, steps]) => `${name}${Number(list[place].toPrecision(5))} (${steps[place]}/10)`);
+    const values = lines.filter(([, list]) => list).map(([name, list, steps]) => list[place] === null ? `${name}–` : `${name}${Number(list[place].toPrecision(5))} (${steps[place]}/10)`);
     const id = one.token_ids ? ` · id ${one.token_ids[place]}` : "";
     said.textContent = `${JSON.stringify(visible(one.tokens[place]))} · ${values.join(" · ")}${id} · #${place}${one.document_id ? ` · ${visible(one.document_id)}` : ""}`;
     said.hidden = false;

@@ -2,6 +2,7 @@
 
     explain.*.txt    what the explainer is told, and how a neuron's excerpts are laid before it
     simulate.*.txt   the same for the simulator; simulate-many.*.txt for the one that reads several excerpts at once
+    simulate-prompt.txt  for simulators that complete a text in place of a chat
     cases.json       worked cases for both; a token is "text" or ["text", activation], and 0 is left out
 
 Changing a letter of a file changes its hash, so results know which words made them.
@@ -98,16 +99,18 @@ def prompt_hash(names: Iterable[str]) -> str:
     return content_hash(sorted(load(name).hash for name in names))
 
 
-def as_data(value: Any) -> str:
+def as_data(value: Any, *, ascii_only: bool = False) -> str:
     r"""JSON that no language model's tokenizer can take for anything but data, in one line.
 
     Servers may read `<|endoftext|>`, `</s>` or `[INST]` in a message as control tokens, and text of a corpus can hold
     them. JSON lets any character of a string be written by its number, so every `<`, a `[` before a capital letter,
     and control characters are written as `\u003c` and so on. The value is the same: `json.loads` gives it back. Lone
-    surrogates, which cannot be sent, become `?`.
+    surrogates, which cannot be sent, become `?`. `ascii_only` writes all that is not ASCII so too.
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     text = text.encode("utf-8", errors="replace").decode("utf-8")
+    if ascii_only:
+        text = json.dumps(json.loads(text), ensure_ascii=True, separators=(",", ":"))
     return re.sub(r"[<\x7f-\x9f\u2028\u2029]|\[(?=/?[A-Z])", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 

@@ -1,0 +1,73 @@
+"""Every way to simulate, from the command to the score, over real HTTP; and that probabilities are kept with their reply."""
+
+import json
+
+import pytest
+
+from explorer.fake_endpoint import FakeEndpoint
+
+NEURON = {"layer": 0, "neurons": [1]}
+TOGETHER = {"all-at-once": 1, "json-logprobs": 1, "one-at-a-time": 64}
+"""Requests to an excerpt."""
+
+
+def words(url, way):
+    return ("--explainer", "scripted", "--base-url", f"{url}/v1", "--simulation", way)
+
+
+def simulated(folder):
+    rows = folder.table("simulations", **NEURON)
+    return rows.filter(rows["simulator"] == "scripted")
+
+
+@pytest.mark.parametrize("way", TOGETHER)
+def test_a_simulator_with_probabilities_scores_as_its_explanation_deserves(copied, served, way):
+    endpoint = FakeEndpoint()
+    with served(endpoint.app()) as url:
+        assert copied.type("run", "--neurons", "0:1", *words(url, way)).exit_code == 0
+        sent = endpoint.asked.total()
+        assert copied.type("run", "--neurons", "0:1", *words(url, way)).exit_code == 0
+        # What was likely is kept with the reply, so nothing is asked again.
+        assert endpoint.asked.total() == sent
+    rows = simulated(copied)
+    assert len(rows) == 10
+    assert set(rows["coverage"]) == {1.0}
+    for row in rows.iter_rows(named=True):
+        assert len(row["request_ids"]) == TOGETHER[way]
+        assert [round(sum(shares), 5) for shares in row["distribution_probabilities"]] == [1.0] * len(row["true"])
+        means = [
+            sum(value * share for value, share in zip(values, shares, strict=True))
+            for values, shares in zip(row["distribution_values"], row["distribution_probabilities"], strict=True)
+        ]
+        assert row["expected"] == pytest.approx(means, abs=1e-4)
+    found = copied.table("scores", **NEURON)
+    (value,) = found.filter(
+        (found["simulator"] == "scripted")
+        & (found["scorer"] == "ev_correlation")
+        & (found["split"] == "top_and_random")
+    )["value"]
+    assert value > 0.9
+
+
+@pytest.mark.parametrize("way", ["all-at-once"])
+def test_a_plan_counts_the_requests_of_every_way(copied, served, way):
+    endpoint = FakeEndpoint()
+    with served(endpoint.app()) as url:
+        plan = json.loads(copied.type("plan", "--json", "--layers", "0", *words(url, way)).stdout)
+        assert endpoint.asked.total() == 0
+        assert copied.type("run", "--layers", "0", *words(url, way)).exit_code == 0
+        assert plan["total"]["to_send"] == endpoint.asked.total()
+        assert copied.not_fresh("--layers", "0", *words(url, way)) == {}
+        # Another way is another question, of which the lake holds no answer.
+        assert ("simulations", 0) in copied.not_fresh("--layers", "0", *words(url, "json"))
+
+
+def test_a_model_whose_digits_stand_alone_has_no_answer_where_it_would_be_a_wrong_one(copied, served):
+    with served(FakeEndpoint(digits=1).app()) as url:
+        result = copied.type("run", "--neurons", "0:1", *words(url, "all-at-once"))
+        assert "few_answers_are_missing" in result.stderr
+        assert set(simulated(copied)["missing_because"]) == {"no_probabilities"}
+        assert copied.type("run", "--neurons", "0:1", *words(url, "json-logprobs")).exit_code == 0
+    rows = simulated(copied)
+    assert rows["expected"].null_count() == 0
+    assert max(max(expected) for expected in rows["expected"]) > 9
