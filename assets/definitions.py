@@ -13,6 +13,7 @@ from assets import (
     exemplars,
     explanations,
     imports,
+    judgements,
     layer_summary,
     neuron,
     scores,
@@ -22,8 +23,10 @@ from assets import (
 )
 from assets import subject_layers as layers
 from assets.project import Choices, Project
+from assets.run import last_hops
 from pipeline import human, languages, methods, selection
 from pipeline.errors import SettingsError
+from pipeline.judgements import parse_scorers
 from pipeline.ports import Corpus, Foreign, Lake, LanguageModel, Machines, Partials, Progress, SubjectModel
 from resources import code, people
 from resources.budget import Budget
@@ -71,6 +74,7 @@ def build(
         exemplars.define(project),
         explanations.define(project),
         simulations.define(project),
+        *([judgements.define(project)] if project.choices.scorers else []),
         scores.define(project),
         layer_summary.define(),
         *neuron.define(project),
@@ -89,7 +93,7 @@ def build(
         jobs=[
             dg.define_asset_job(
                 "explain_layer",
-                selection=dg.AssetSelection.assets("exemplars", "explanations", "simulations", "scores"),
+                selection=dg.AssetSelection.assets(*last_hops(project)),
                 description="From a layer's activations to its scores.",
             ),
             dg.define_asset_job(
@@ -123,6 +127,9 @@ def open_project(settings: Settings, subject: SubjectModel) -> Project:
         raise SettingsError(
             "--human-explanations needs a language model that simulates them; name one with --simulator"
         )
+    scorers = parse_scorers(settings.scorers)
+    if scorers and not (settings.simulator or settings.explainer):
+        raise SettingsError("--scorers needs a language model that judges; name one with --simulator or --explainer")
     return Project(
         n_neurons=n_neurons,
         choices=Choices(
@@ -135,6 +142,7 @@ def open_project(settings: Settings, subject: SubjectModel) -> Project:
             language=languages.parse(settings.language),
             simulation=settings.simulation,
             human=written,
+            scorers=scorers,
             select=selection.parse(settings.select),
         ),
         code=code.code(),

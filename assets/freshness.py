@@ -23,6 +23,7 @@ from assets import (
     connections,
     exemplars,
     explanations,
+    judgements,
     scores,
     sequences,
     simulations,
@@ -106,7 +107,8 @@ HOPS: dict[str, Hop] = {
     "simulations": Hop(
         simulations.CODE_VERSION, simulations.settings, ("explanations", "exemplars", "token_associations")
     ),
-    "scores": Hop(scores.CODE_VERSION, scores.settings, ("simulations", "explanations")),
+    "judgements": Hop(judgements.CODE_VERSION, judgements.settings, judgements.INPUTS),
+    "scores": Hop(scores.CODE_VERSION, scores.settings, ("simulations", "explanations"), scores.more_inputs),
 }
 """Every table in the order of the hops."""
 
@@ -115,6 +117,8 @@ def states(lake: Lake, project: Project, outside: Outside, *, layers: Sequence[i
     """The state of every table, of the layers given if it has layers, in the order of the hops."""
     comparison = _Comparison(_Records(lake), project, outside)
     for table in HOPS:
+        if table == "judgements" and not project.choices.scorers:
+            continue
         for layer in layers if TABLES[table].by_layer else (None,):
             comparison.look(table, layer)
     return list(comparison.found.values())
@@ -315,7 +319,7 @@ class _Comparison:
     def _late(self, table: str, layer: int | None, record: Mapping[str, Any]) -> Iterator[str]:
         """Neurons whose parent was recomputed alone after this table's rows of them, with another outcome."""
         own = self.records.recomputed(table, layer)
-        for parent in HOPS[table].inputs:
+        for parent in (*HOPS[table].inputs, *HOPS[table].more_inputs(self.project)):
             for neuron, row in sorted(self.records.recomputed(parent, layer).items()):
                 later = row["finished_at"] > own.get(neuron, record)["finished_at"]
                 if later and _differs(record, parent, self.records, layer):

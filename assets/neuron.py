@@ -9,7 +9,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets import exemplars, explanations, scores, simulations
+from assets import exemplars, explanations, judgements, scores, simulations
 from assets.project import Project, layer_key, parse_key
 from assets.spec import checks, described
 from assets.step import Written
@@ -21,7 +21,7 @@ BY_LAYER = dg.MultiToSingleDimensionPartitionMapping(partition_dimension_name="l
 
 
 def define(project: Project) -> list[dg.AssetsDefinition]:
-    """The four assets for one project."""
+    """The four assets for one project, and a fifth where scorers that ask are chosen."""
 
     def options(table: str, code_version: str, *parents: str) -> dict[str, Any]:
         return {
@@ -72,11 +72,35 @@ def define(project: Project) -> list[dg.AssetsDefinition]:
             context, project, "simulations", lambda **at: simulations.make(context, lake, language, project, **at)
         )
 
-    @dg.asset(**options("scores", scores.CODE_VERSION, "neuron_simulations"))
+    asking: list[dg.AssetsDefinition] = []
+    if project.choices.scorers:
+
+        @dg.asset(
+            pool="language",
+            **options("judgements", judgements.CODE_VERSION, "neuron_simulations"),
+        )
+        def neuron_judgements(
+            context: dg.AssetExecutionContext,
+            lake: dg.ResourceParam[Lake],
+            language: dg.ResourceParam[LanguageModel],
+        ) -> dg.MaterializeResult:
+            return _made(
+                context, project, "judgements", lambda **at: judgements.make(context, lake, language, project, **at)
+            )
+
+        asking.append(neuron_judgements)
+
+    @dg.asset(
+        **options(
+            "scores",
+            scores.CODE_VERSION,
+            *([f"neuron_{table}" for table in scores.more_inputs(project)] or ["neuron_simulations"]),
+        )
+    )
     def neuron_scores(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
         return _made(context, project, "scores", lambda **at: scores.make(context, lake, project, **at))
 
-    return [neuron_exemplars, neuron_explanations, neuron_simulations, neuron_scores]
+    return [neuron_exemplars, neuron_explanations, neuron_simulations, *asking, neuron_scores]
 
 
 def _made(

@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from assets import explanations
+from assets import explanations, judgements
 from assets.listening import heard
 from assets.project import Project
 from pipeline import human
@@ -96,9 +96,12 @@ def planned(
                 written, inputs["exemplars"], texts, model=model, seed=choices.seed, way=choices.simulation
             )
             requests = [request for _, request in asked]
-            yield _stage(
-                "simulations", requests, layer=layer, model=model, language=language, sizes=_sizes(lake, model)
-            )
+            sizes = _sizes(lake, model)
+            yield _stage("simulations", requests, layer=layer, model=model, language=language, sizes=sizes)
+            if choices.scorers:
+                found = {**inputs, "activations": lake.read("activations", layer=layer), "explanations": written}
+                judged = [request for _, request in judgements.questions(project, found)[0]]
+                yield _stage("judgements", judged, layer=layer, model=model, language=language, sizes=sizes)
 
 
 def ready(lake: Lake, project: Project, layer: int) -> bool:
@@ -212,6 +215,7 @@ def spent(lake: Lake, *, by_neuron: bool = False) -> pl.DataFrame:
         for table, requests in (
             ("explanations", pl.concat_list("request_id")),
             ("simulations", pl.col("request_ids")),
+            ("judgements", pl.concat_list("request_id")),
         )
     )
     calls = (

@@ -37,6 +37,8 @@ class Choices:
     """How it is asked; see `pipeline.simulations`."""
     human: tuple[Statement, ...] = ()
     """Explanations that people wrote."""
+    scorers: tuple[str, ...] = ()
+    """Scorers that ask the simulator's language model; see `pipeline.judgements`."""
     select: Selection = field(default_factory=Selection)
     """The neurons of each layer that language models are asked about."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from assets import scores
 from assets.explanations import more_inputs
 from assets.freshness import UNANSWERED, Outside, State, states
 from assets.project import Project, layer_key, neuron_name
@@ -25,9 +26,12 @@ START_TAG = "dagster/asset_partition_range_start"
 END_TAG = "dagster/asset_partition_range_end"
 CAPTURE = ("activations", "neuron_statistics", "token_associations")
 FIRST_HOPS = ("sequences", "subject_layers", *CAPTURE)
-LAST_HOPS = ("exemplars", "explanations", "simulations", "scores")
-NEURON_HOPS = tuple(f"neuron_{table}" for table in LAST_HOPS)
 INTERRUPTS = ("KeyboardInterrupt", dg.DagsterExecutionInterruptedError.__name__)
+
+
+def last_hops(project: Project) -> tuple[str, ...]:
+    """What is made of one layer after its activations, each from the one before."""
+    return "exemplars", "explanations", "simulations", *scores.more_inputs(project), "scores"
 
 
 def materialize(
@@ -193,18 +197,19 @@ class Runner:
             states = {state.table: state for state in self.states([layer])}
             if states["exemplars"].status != "fresh":
                 return
-        first = next((place for place, table in enumerate(LAST_HOPS) if states[table].status != "fresh"), None)
+        hops = last_hops(self.project)
+        first = next((place for place, table in enumerate(hops) if states[table].status != "fresh"), None)
         if first is not None:
-            self._make(outcome, f"{LAST_HOPS[first]} to scores {named([layer])}", LAST_HOPS[first:], layers=[layer])
+            self._make(outcome, f"{hops[first]} to scores {named([layer])}", hops[first:], layers=[layer])
 
     def ask_again(self, layers: Sequence[int]) -> Outcome:
         """Make those slices again that lack answers which failed in passing, and what is made from them; no others."""
-        outcome = Outcome()
+        outcome, hops = Outcome(), last_hops(self.project)
         for layer in layers:
             causes = {state.table: state.cause for state in self.states([layer])}
-            first = next((place for place, table in enumerate(LAST_HOPS) if UNANSWERED in causes[table]), None)
+            first = next((place for place, table in enumerate(hops) if UNANSWERED in causes[table]), None)
             if first is not None and not self.enough():
-                self._make(outcome, f"{LAST_HOPS[first]} to scores {named([layer])}", LAST_HOPS[first:], layers=[layer])
+                self._make(outcome, f"{hops[first]} to scores {named([layer])}", hops[first:], layers=[layer])
         if outcome.made:
             self._make(outcome, "layer_summary", ["layer_summary"])
         return outcome
@@ -215,7 +220,8 @@ class Runner:
         for layer, neuron in neurons:
             if self.enough():
                 break
-            self._make(outcome, f"neuron {layer}:{neuron}", NEURON_HOPS, neuron=(layer, neuron))
+            hops = [f"neuron_{table}" for table in last_hops(self.project)]
+            self._make(outcome, f"neuron {layer}:{neuron}", hops, neuron=(layer, neuron))
         return outcome
 
     def states(self, layers: Sequence[int]) -> list[State]:

@@ -20,12 +20,19 @@ CODE_VERSION = f"3.{FORMULA_VERSION}"
 
 def settings(project: Project) -> dict[str, Any]:
     """The choices that these rows depend on."""
+    scorers = project.choices.scorers
     return {
         "seed": project.choices.seed,
         "resamples": RESAMPLES,
         "permutations": PERMUTATIONS,
         "coverage_limit": COVERAGE_LIMIT,
+        **({"scorers": list(scorers)} if scorers else {}),
     }
+
+
+def more_inputs(project: Project) -> tuple[str, ...]:
+    """What is read only where scorers that ask are chosen."""
+    return ("judgements",) if project.choices.scorers else ()
 
 
 def make(
@@ -37,10 +44,12 @@ def make(
         settings=settings(project),
     ) as step:  # fmt: skip
         simulations, explanations = step.read("simulations", may_be_empty=True), step.read("explanations")
-        written = step.write(scored(simulations, explanations, seed=project.choices.seed))
-    findings = check(
-        "scores", written.rows, simulations=simulations, explanations=explanations, seed=project.choices.seed
-    )
+        more: dict[str, Any] = {"seed": project.choices.seed}
+        for name in more_inputs(project):
+            more[name] = step.read(name, may_be_empty=True)
+            more["judged_by"] = dict.fromkeys(project.choices.scorers, project.choices.simulator)
+        written = step.write(scored(simulations, explanations, **more))
+    findings = check("scores", written.rows, simulations=simulations, explanations=explanations, **more)
     return written, findings, _numbers(written.rows)
 
 
@@ -50,7 +59,7 @@ def define(project: Project) -> dg.AssetsDefinition:
     @dg.asset(
         group_name="layers",
         code_version=CODE_VERSION,
-        deps=["simulations"],
+        deps=[*more_inputs(project)] or ["simulations"],
         partitions_def=project.layers,
         check_specs=checks("scores"),
         **described("scores"),

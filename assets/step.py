@@ -135,8 +135,8 @@ class Step:
                 name: value for name, value in record.items() if name not in ("started_at", "finished_at", "version")
             },
             commit_uuid=record["commit_uuid"],
-            # A dead neuron has no simulations, and a corpus without the right splits no exemplars.
-            allow_empty=self.table.name in ("exemplars", "simulations"),
+            # A dead neuron has no simulations and no judgements, and a corpus without the right splits no exemplars.
+            allow_empty=self.table.name in ("exemplars", "simulations", "judgements"),
         )
         add_record(self._lake, {**record, "version": commit.version})
         self._is_written = True

@@ -16,7 +16,7 @@ from resources.delta import collect
 
 HOPS = (
     "sequences", "subject_layers", "activations", "neuron_statistics", "token_associations", "vocabulary", "connections",
-    "exemplars", "explanations", "simulations", "scores",
+    "exemplars", "explanations", "simulations", "judgements", "scores",
 )  # fmt: skip
 
 

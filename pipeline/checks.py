@@ -198,8 +198,26 @@ def _simulations(rows: pl.DataFrame, *, explanations: pl.DataFrame, exemplars: p
     ]
 
 
-def _scores(rows: pl.DataFrame, *, simulations: pl.DataFrame, explanations: pl.DataFrame, seed: int) -> list[Finding]:
-    again = scores(simulations, explanations, seed=seed)
+def _judgements(rows: pl.DataFrame, *, sequences: pl.DataFrame, exemplars: pl.DataFrame) -> list[Finding]:
+    documents = sequences.select("sequence_id", "document_hash")
+    at = ["layer", "neuron", "polarity", "document_hash"]
+    shown = exemplars.filter(pl.col("split").is_in(SHOWN)).join(documents, on="sequence_id").select(at).unique()
+    judged = rows.join(sequences.select("sequence_id", "document_hash", "split"), on="sequence_id", how="left")
+    leaked = judged.join(shown, on=at, how="semi").height
+    others = judged.filter(~pl.col("split").is_in(SCORED).fill_null(value=False)).height
+    return [
+        Finding(
+            "judged_documents_were_not_shown",
+            leaked + others == 0,
+            f"{leaked:,} texts from documents shown for the same neuron, {others:,} of another split than `score`",
+            {"leaked": leaked, "others": others},
+        ),
+        _failure_share(rows, "value"),
+    ]
+
+
+def _scores(rows: pl.DataFrame, *, simulations: pl.DataFrame, explanations: pl.DataFrame, **more: Any) -> list[Finding]:
+    again = scores(simulations, explanations, **more)
     key = ["explanation_id", "simulator", "scorer", "split"]
     numbers = [name for name in again.columns if name not in key]
     both = rows.select(*key, *numbers).join(again, on=key, how="full", suffix="_again")
@@ -235,6 +253,7 @@ _CHECKS: dict[str, Any] = {
     "exemplars": _exemplars,
     "explanations": _explanations,
     "simulations": _simulations,
+    "judgements": _judgements,
     "scores": _scores,
 }
 _NAMES: dict[str, tuple[str, ...]] = {
@@ -248,5 +267,6 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "exemplars": ("scored_documents_were_not_shown", "scale_is_reproduced"),
     "explanations": ("every_neuron_is_there", "no_scored_exemplar_was_shown", "few_answers_are_missing"),
     "simulations": ("every_scored_exemplar_is_simulated", "few_answers_are_missing"),
+    "judgements": ("judged_documents_were_not_shown", "few_answers_are_missing"),
     "scores": ("score_is_reproduced",),
 }

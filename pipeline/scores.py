@@ -27,12 +27,14 @@ what the others would say of chance depends on units. A score of simulations tha
 or more is null.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pipeline.judged_scores import judged_scores
 from pipeline.percentiles import on_percentiles
 from pipeline.permutation import p_values
 from pipeline.provenance import content_hash, identities
@@ -49,11 +51,19 @@ COVERAGE_LIMIT = 0.5
 """Least share of a set's tokens with a usable prediction, below which a score would say more of the failures."""
 
 
-def scores(simulations: pl.DataFrame, explanations: pl.DataFrame, *, seed: int) -> pl.DataFrame:
+def scores(
+    simulations: pl.DataFrame,
+    explanations: pl.DataFrame,
+    *,
+    seed: int,
+    judgements: pl.DataFrame | None = None,
+    judged_by: Mapping[str, str] | None = None,
+) -> pl.DataFrame:
     """The `scores` rows for all explanations given, without `run_id`.
 
     An explanation that is missing has missing scores, for the same reason. `seed` draws the resamples, the same ones
-    for every neuron, so that one neuron alone scores as it does among others.
+    for every neuron, so that one neuron alone scores as it does among others. `judged_by` names the judge of each
+    scorer that has `judgements` (`pipeline.judged_scores`).
     """
     grid = explanations.join(pl.DataFrame({"split": list(SETS)}), how="cross", maintain_order="left_right")
     frames = [_missing(grid.filter(pl.col("text").is_null()))]
@@ -69,7 +79,11 @@ def scores(simulations: pl.DataFrame, explanations: pl.DataFrame, *, seed: int) 
         answered, on=["layer", "explanation_id", "split"], how="anti", maintain_order="left"
     )
     frame = pl.concat([frame, _missing(unsimulated.with_columns(pl.lit("no_simulation").alias("missing_because")))])
-    return _with_baselines(frame)
+    found = _with_baselines(frame)
+    if judgements is None or not judged_by:
+        return found
+    judged = judged_scores(judgements, explanations, judged_by=judged_by, seed=seed)
+    return pl.concat([found, judged.select(found.columns)])
 
 
 def _missing(explanations: pl.DataFrame) -> pl.DataFrame:

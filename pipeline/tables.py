@@ -29,6 +29,7 @@ MISSING = {
     "constant_activation": "the true activations are the same at every token, so no correlation is defined",
     "no_simulation": "no sequence of the split was simulated",
     "low_coverage": "too few tokens of the set have a usable prediction",
+    "one_kind": "there are not both texts on which the neuron is active and others, so no judge can be right or wrong",
     "too_few_sequences": "there is no other sequence to find the neuron's units by",
     "refused": "the language model declined to answer",
     "filtered": "the provider's content filter withheld the answer",
@@ -452,6 +453,32 @@ simulations = Table(
     },
 )
 
+judgements = Table(
+    name="judgements",
+    doc="One text held against one explanation by a language model: what it was asked, what is true, what it said.",
+    key=("layer", "explanation_id", "judge", "scorer", "item"),
+    sort=("layer", "neuron", "polarity", "explanation_id", "judge", "scorer", "item"),
+    reasons={"value": "missing_because"},
+    columns={
+        "layer": LAYER,
+        "neuron": NEURON,
+        "polarity": POLARITY,
+        "explanation_id": EXPLANATION_ID,
+        "scorer": Column(pl.String, "`detection`, `fuzzing` or `fuzzing_active`; see `pipeline.judgements`"),
+        "judge": Column(pl.String, "the language model that was asked"),
+        "item": Column(pl.Int32, "place of the text among those that the scorer reads of the neuron, from 0"),
+        "sequence_id": SEQUENCE_ID,
+        "stratum": STRATUM,
+        "marked_tokens": Column(pl.List(pl.Int32), "positions of the marked tokens, from 0; none in `detection`"),
+        "fits": Column(pl.Boolean, "what is true: the neuron is active on the text, or where the marks stand"),
+        "value": Column(pl.Float64, "what the judge said: 1 for yes, 0 for no", nullable=True),
+        "probability": Column(pl.Float64, "of yes, where the endpoint says so", nullable=True),
+        "missing_because": MISSING_BECAUSE,
+        "request_id": Column(pl.String, "the request in `language_calls`"),
+        **MADE,
+    },
+)
+
 scores = Table(
     name="scores",
     doc="How well one explanation predicts one neuron, by one scorer on one set of sequences.",
@@ -465,9 +492,13 @@ scores = Table(
         "explanation_id": EXPLANATION_ID,
         "method": Column(pl.String, "method of the explanation"),
         "simulator": Column(pl.String, "what predicted"),
-        "scorer": Column(pl.String, "a formula of `pipeline.scores.SCORERS`, such as `ev_correlation`"),
+        "scorer": Column(
+            pl.String, "a formula of `pipeline.scores` or `pipeline.judged_scores`, such as `ev_correlation`"
+        ),
         "formula_version": Column(pl.Int32, "version of the scorer's formula"),
-        "split": Column(pl.String, "`top_and_random` or `random_only`"),
+        "split": Column(
+            pl.String, "`top_and_random`, `random_only`, or the texts of a judge: `active_and_quiet`, `active`"
+        ),
         "value": Column(pl.Float64, "the score, without unit; 1 is perfect", nullable=True),
         "missing_because": MISSING_BECAUSE,
         "ci_low": Column(pl.Float64, "2.5th percentile of a cluster bootstrap by sequence", nullable=True),
@@ -747,6 +778,7 @@ TABLES: dict[str, Table] = {
         exemplars,
         explanations,
         simulations,
+        judgements,
         scores,
         language_calls,
         materializations,

@@ -298,6 +298,8 @@ class ScriptedLanguageModel:
             ("explain-token-space-weights", "explain-token-space-weights.user.txt", self._explained_tokens),
             ("simulate", "simulate.user.txt", _simulated),
             ("simulate-many", "simulate-many.user.txt", _simulated_many),
+            ("detect", "detect.user.txt", _judged),
+            ("fuzz", "fuzz.user.txt", _judged),
         ):
             beginning = prompts.load(file).text.partition("$")[0]
             # A request for another language than English is told so at the end.
@@ -463,6 +465,24 @@ def _simulated_many(question: str) -> str:
     _, *lines = question[end:].strip().splitlines()
     excerpts = (line.partition(": ") for line in lines)
     return json.dumps({"excerpts": {place: _predicted(explanation, json.loads(found)) for place, _, found in excerpts}})
+
+
+def _judged(question: str) -> str:
+    """1 for each text in which the explanation says that the neuron fires; of marked ones, at most of the marks."""
+    explanation, end = json.JSONDecoder().raw_decode(question)
+    _, *lines = question[end:].strip().splitlines()
+    answers = []
+    for place, line in enumerate(lines):
+        shown = json.loads(line.partition(": ")[2])
+        words = [
+            (word, isinstance(piece, list))
+            for piece in ([shown] if isinstance(shown, str) else shown)
+            for word in re.findall(r"\s*(?:\w+|[^\w\s])", piece[0] if isinstance(piece, list) else piece)
+        ]
+        fires = [value > 0 for _, value in _predicted(explanation, [(0, word) for word, _ in words])]
+        marked = [firing for firing, (_, mark) in zip(fires, words, strict=True) if mark]
+        answers.append([place, int(any(fires) if isinstance(shown, str) else 2 * sum(marked) > len(marked))])
+    return json.dumps({"answers": answers})
 
 
 def _predicted(explanation: str, numbered: Sequence[tuple[int, str]]) -> list[list[int]]:

@@ -61,6 +61,11 @@ class Settings(BaseSettings):
         description="how the simulator is asked: `json` one excerpt at a time, `json-many` five, for half the tokens, "
         "`json-logprobs` with probabilities; of completions: `all-at-once` (with echo), `one-at-a-time`",
     )
+    scorers: str = Field(
+        "",
+        description="scorers that ask the simulator's model as well, separated by commas: `detection`, `fuzzing`, "
+        "`fuzzing_active`; none unless given",
+    )
     base_url: str = Field("https://api.openai.com/v1", description="OpenAI-compatible endpoint")
     concurrency: int = Field(16, ge=1, le=1000, description="requests in flight at a time")
     select: str = Field(

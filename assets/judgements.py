@@ -1,0 +1,91 @@
+"""The asset `judgements`: every explanation, held against texts by a language model; only where such scorers are chosen."""
+
+from typing import Any
+
+import dagster as dg
+
+from assets.project import Project, parse_key
+from assets.spec import checks, described
+from assets.step import Step, Written
+from pipeline import judgements as judged_by_model
+from pipeline.checks import check
+from pipeline.ports import Lake, LanguageModel
+from pipeline.texts import display
+
+CODE_VERSION = "1"
+INPUTS = ("sequences", "activations", "exemplars", "explanations")
+
+
+def settings(project: Project) -> dict[str, Any]:
+    """The choices that these rows depend on."""
+    if not project.choices.scorers:
+        return {}
+    return {
+        "scorers": list(project.choices.scorers),
+        # As freshness names whoever is asked.
+        "simulator": project.choices.simulator,
+        "seed": project.choices.seed,
+        **{f"prompt of {name}": judged_by_model.PROMPT_HASHES[name] for name in project.choices.scorers},
+    }
+
+
+def make(
+    context: dg.AssetExecutionContext,
+    lake: Lake,
+    language: LanguageModel,
+    project: Project,
+    *,
+    layer: int,
+    neuron: int | None = None,
+) -> tuple[Written, list[Any], dict[str, Any]]:
+    """Judge the explanations of a layer, or of one neuron of it."""
+    with Step(
+        context, lake, project, table="judgements", code_version=CODE_VERSION, layer=layer, neuron=neuron,
+        settings=settings(project),
+    ) as step:  # fmt: skip
+        inputs = {name: step.read(name, may_be_empty=name == "exemplars") for name in INPUTS}
+        asked, model = questions(project, inputs)
+        replies, usage = language.answer([request for _, request in asked], run_id=step.run_id)
+        rows = judged_by_model.rows(asked, replies, inputs["explanations"], model=model)
+        written = step.write(rows, usage=usage)
+    numbers = {
+        "data/judgements": len(written.rows),
+        "data/judgements_missing": written.rows.get_column("value").null_count(),
+    }
+    findings = check("judgements", written.rows, sequences=inputs["sequences"], exemplars=inputs["exemplars"])
+    return written, findings, numbers
+
+
+def questions(project: Project, inputs: dict[str, Any]) -> tuple[judged_by_model.Asked, str]:
+    """The requests that the chosen scorers send, and the model that is asked."""
+    model = project.choices.simulator or ""
+    judged = judged_by_model.texts_to_judge(inputs["activations"], inputs["exemplars"], inputs["sequences"])
+    asked = judged_by_model.requests(
+        inputs["explanations"], judged, display(inputs["sequences"]),
+        scorers=project.choices.scorers, model=model, seed=project.choices.seed,
+    )  # fmt: skip
+    return asked, model
+
+
+def define(project: Project) -> dg.AssetsDefinition:
+    """The asset for one project, by layer."""
+
+    @dg.asset(
+        group_name="layers",
+        code_version=CODE_VERSION,
+        deps=["simulations"],
+        partitions_def=project.layers,
+        check_specs=checks("judgements"),
+        pool="language",
+        **described("judgements"),
+    )
+    def judgements(
+        context: dg.AssetExecutionContext,
+        lake: dg.ResourceParam[Lake],
+        language: dg.ResourceParam[LanguageModel],
+    ) -> dg.MaterializeResult:
+        layer, _ = parse_key(context.partition_key)
+        written, findings, numbers = make(context, lake, language, project, layer=layer)
+        return written.result(findings, extra=numbers)
+
+    return judgements
