@@ -66,7 +66,7 @@ lock:
 	$(call environment,build/lock)
 	build/lock/bin/python -m pip install --disable-pip-version-check hatchling editables
 	build/lock/bin/python -m pip install --disable-pip-version-check --no-build-isolation \
-		'.[capture,demo,test]' torch==$(TORCH)
+		'.[audit,capture,demo,test]' torch==$(TORCH)
 	build/lock/bin/python -m pip freeze --all --exclude pip --exclude neuronledger > build/lock/frozen
 	sed -n '/^#/p' requirements.lock > build/lock/requirements.lock
 	sed -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton==/d' -e 's/+.*//' build/lock/frozen >> build/lock/requirements.lock

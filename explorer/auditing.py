@@ -1,4 +1,4 @@
-"""The commands of an auditor: `audit`, `verify`, `why` and `doctor`. What they find is made elsewhere; here it is asked for and printed.
+"""The commands of an auditor: `audit`, `verify`, `why`, `doctor` and `export prov`. What they find is made elsewhere; here it is asked for and printed.
 
 `audit`, `verify` and `doctor` exit with 0 if all is as it was, 1 if something was found, and 2 if they could not run.
 """
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -17,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from explorer.cli import diagnostics, layer_range, main, reported, screen, settings_options
+from explorer.exchange import FOLDER, export_group
 from pipeline.audit import SHOWN, Audit
 from pipeline.errors import NeuronLedgerError
 from resources.settings import Settings, load
@@ -148,7 +150,7 @@ def why(score: str, as_json: bool, **flags: Any) -> None:  # noqa: FBT001 (click
     from explorer.why import why as chain
 
     lake = _lake(load(**flags))
-    layer, index = _neuron(score) if ":" in score.removeprefix("sha256:") else (None, None)
+    layer, index = _place(score)
     hops = chain(lake, find(lake, score, layer=layer, neuron=index))
     if as_json:
         click.echo(json.dumps([asdict(hop) for hop in hops], default=str))
@@ -197,6 +199,47 @@ def doctor(seal_all: bool, look_only: bool, no_endpoint: bool, as_json: bool, **
     sys.exit(FINDINGS if any(each.outcome == looks.ILL for each in found) else CLEAN)
 
 
+@export_group.command("prov")
+@FOLDER
+@click.argument("scores", nargs=-1)
+@click.option("--without-data", is_flag=True, help="Leave out the data files of the tables.")
+@click.option("--replace", is_flag=True, help="Replace an earlier export in this folder.")
+@click.option("--json", "as_json", is_flag=True, help="{lake, head, scores, n_files}.")
+@settings_options
+@reported
+def export_prov(
+    folder: Path,
+    scores: tuple[str, ...],
+    without_data: bool,  # noqa: FBT001
+    replace: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+    **flags: Any,
+) -> None:
+    """A bundle for auditors: tables, ledger, PROV-JSON, OpenLineage, RO-Crate, and a verify.py that needs only Python.
+
+    SCORES are identities or neurons whose chains are told; the best of each layer unless given.
+    """
+    from explorer import bundle
+    from explorer.audit import Scope
+    from explorer.audit import audit as audited
+    from explorer.why import find
+    from resources.export_folder import ExportFolder
+
+    lake = _lake(load(**flags))
+    rows = [find(lake, name, layer=layer, neuron=index) for name in scores for layer, index in [_place(name)]]
+    with _said("auditing") as status:
+        found = audited(lake, scope=Scope(quick=True), say=status.update)
+        status.update("writing the bundle")
+        with ExportFolder(folder, replace=replace) as out:
+            about = bundle.bundle(lake, out, rows or bundle.best_scores(lake), found, data=not without_data)
+    if as_json:
+        click.echo(json.dumps(about))
+        return
+    click.echo(
+        f"{about['n_files']:,} files in {folder}; check them with: python {folder}/verify.py --anchor {about['head']}"
+    )
+
+
 # ---- what is at hand
 
 
@@ -204,6 +247,11 @@ def _neuron(name: str | None) -> tuple[int | None, int | None]:
     from explorer.neuron import parse
 
     return (None, None) if name is None else parse(name)
+
+
+def _place(name: str) -> tuple[int | None, int | None]:
+    """Layer and neuron of a name that may also be the identity of a score."""
+    return _neuron(name) if ":" in name.removeprefix("sha256:") else (None, None)
 
 
 def _lake(settings: Settings) -> "DeltaLake":
