@@ -3,11 +3,12 @@
 A range of layers is one run and one pass. Each layer still gets its own event and data version.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import polars as pl
 
 from assets.forward_pass import Figures, captured
@@ -17,6 +18,7 @@ from assets.step import Step, Written, over_layers
 from pipeline.activations import activations as record_rows
 from pipeline.activations import statistics as statistic_rows
 from pipeline.associations import associations
+from pipeline.capture import LayerCapture, Plan, can_grow
 from pipeline.capture import plan as planned
 from pipeline.checks import Finding, check
 from pipeline.ports import Lake, Machines, Partials, Progress, SubjectModel
@@ -57,6 +59,7 @@ def define(project: Project) -> dg.AssetsDefinition:
         subject: dg.ResourceParam[SubjectModel],
         lake: dg.ResourceParam[Lake],
         partials: dg.ResourceParam[Partials],
+        captures: dg.ResourceParam[Partials],
         machines: dg.ResourceParam[Machines],
         progress: dg.ResourceParam[Progress],
     ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
@@ -85,6 +88,18 @@ def define(project: Project) -> dg.AssetsDefinition:
             plan, figures = planned(sequences), Figures()
             findings: dict[str, list[Finding]] = {table: [] for table in TABLES}
             embeddings = subject.embeddings()
+            kept_as = {
+                layer: content_hash(
+                    {
+                        "code_version": CODE_VERSION,
+                        "weights": steps[TABLES[0], layer].input_hash("subject_layers"),
+                        "layer": layer,
+                        "seed": project.choices.seed,
+                    }
+                )
+                for layer in layers
+            }
+            earlier = _earlier(captures, kept_as, plan) if project.choices.grow else {}
             for found in captured(
                 subject,
                 plan,
@@ -95,8 +110,11 @@ def define(project: Project) -> dg.AssetsDefinition:
                 progress=progress,
                 figures=figures,
                 machines=machines,
+                earlier=earlier,
             ):
                 layer = found.layer
+                if project.choices.grow:
+                    captures.keep(kept_as[layer], [(layer, found.arrays())])
                 fingerprint = inputs[TABLES[0], layer][1].item(0, "fingerprint")
                 corpus = steps[TABLES[0], layer].input_hash("sequences")
                 records = record_rows(found, plan, sequences, fingerprint=fingerprint)
@@ -130,6 +148,19 @@ def define(project: Project) -> dg.AssetsDefinition:
                 yield from over_layers(findings)
 
     return capture
+
+
+def _earlier(captures: Partials, kept_as: Mapping[int, str], plan: Plan) -> dict[int, LayerCapture]:
+    """Of each layer the capture of a smaller corpus, if all layers have one that the new text can be merged into."""
+    found: dict[int, LayerCapture] = {}
+    for layer, key in kept_as.items():
+        arrays = captures.found(key, [layer])
+        if not arrays:
+            return {}
+        found[layer] = LayerCapture.from_arrays(arrays[layer])
+        if not can_grow(found[layer], plan) or not np.array_equal(found[layer].ids, next(iter(found.values())).ids):
+            return {}
+    return found
 
 
 def _numbers(written: Written) -> dict[str, Any]:

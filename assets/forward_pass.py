@@ -50,6 +50,8 @@ class Figures:
     seconds: float = 0.0
     resumed: int = 0
     """Windows that an earlier, killed pass had already captured."""
+    grown: int = 0
+    """Windows that were captured when the corpus was smaller."""
     reduced: str = ""
     """Where activations were reduced: on the device that computed them, or on the CPU and why."""
     not_kept: str = ""
@@ -62,6 +64,7 @@ class Figures:
             "time/tokens_per_second": self.tokens / self.seconds if self.seconds else 0.0,
             "memory/peak_mib": peak_mib(),
             "data/windows_resumed": self.resumed,
+            "data/windows_of_smaller_corpus": self.grown,
             "data/reduced_on": self.reduced,
             **({"data/not_kept": self.not_kept} if self.not_kept else {}),
         }
@@ -78,11 +81,13 @@ def captured(
     progress: Progress,
     figures: Figures,
     machines: Machines | None = None,
+    earlier: Mapping[int, LayerCapture] | None = None,
 ) -> Iterator[LayerCapture]:
     """The capture of each layer, one at a time so that only one is there twice. `key` is what they are made from.
 
     Where `machines` are several, pieces of the corpus go to them. What was kept on the way is given up when the last one
-    was taken.
+    was taken. `earlier` has captures of some of the windows, which one machine then reads no more; see
+    `pipeline.capture.can_grow`.
     """
     if machines is not None and machines.count():
         yield from _on_machines(
@@ -93,8 +98,12 @@ def captured(
             figures=figures,
         )
         return
+    earlier = dict(earlier or {})
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         kept = partials.found(key, layers)
+        if kept and earlier and np.isin(kept[layers[0]]["ids"], earlier[layers[0]].ids).any():
+            # A pass that had not found the earlier captures has read their windows once more.
+            earlier = {}
         try:
             workers = _workers(subject, plan, layers, seed=seed, start=kept, pool=pool)
         except (CaptureError, KeyError, TypeError, ValueError):
@@ -104,10 +113,15 @@ def captured(
         done = np.isin(plan.ids, kept[layers[0]]["ids"]) if kept else np.zeros(plan.n_windows, dtype=bool)
         kept = {}
         figures.resumed = int(done.sum())
+        if earlier:
+            grown = np.isin(plan.ids, earlier[layers[0]].ids)
+            figures.grown = int(grown.sum())
+            done |= grown
         figures.reduced = "; ".join(worker.reduced for worker in workers)
         _streamed(workers, plan, done, save=lambda: _keep(partials, key, workers), progress=progress, figures=figures)
     for layer in layers:
-        yield _result(workers, layer)
+        found = _result(workers, layer)
+        yield merge([earlier.pop(layer), found]) if layer in earlier else found
         for worker in workers:
             worker.reductions.pop(layer)
     partials.drop(key)

@@ -439,6 +439,23 @@ def merge(captures: Sequence[LayerCapture]) -> LayerCapture:
     return reduce(_merged, captures)
 
 
+def can_grow(earlier: LayerCapture, plan: Plan) -> bool:
+    """Whether a capture of some windows of a plan, merged with one of all others, is that of all to the byte.
+
+    It is not where a window is gone, where a token of the new lookup table occurred among the earlier windows but had no
+    sum there, or where the histogram of the earlier windows has too few classes.
+    """
+    at = np.searchsorted(plan.ids, earlier.ids)
+    if not len(earlier.ids) or at.max(initial=0) >= plan.n_windows or (plan.ids[at] != earlier.ids).any():
+        return False
+    if plan.histogram_level - earlier.histogram_level >= len(earlier.histogram):
+        return False
+    kept = plan.lookup_tokens(earlier.n_neurons)
+    unsummed = np.setdiff1d(kept, earlier.lookup)
+    read = [plan.tokens[window] for window in at[plan.is_open[at]]]
+    return not np.isin(unsummed, np.concatenate([*read, np.empty(0, np.int32)])).any()
+
+
 def _merged(one: LayerCapture, other: LayerCapture) -> LayerCapture:
     for name in ("layer", "signed", "seed", "n_neurons"):
         if getattr(one, name) != getattr(other, name):

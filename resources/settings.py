@@ -78,6 +78,11 @@ class Settings(BaseSettings):
     human_explanations: str | None = Field(
         None, description="CSV or JSONL file of explanations by people: neuron, explanation, author"
     )
+    grow: Literal["no", "yes"] = Field(
+        "no",
+        description="whether to keep what was captured (about 30 kB for each neuron), so that when the corpus grows only the new "
+        "text is read: `yes` or `no`",
+    )
     automation_budget_usd: float | None = Field(
         None,
         ge=0,
