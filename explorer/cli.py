@@ -304,23 +304,52 @@ def ui(port: int, **flags: Any) -> None:
 @main.command()
 @click.option("--port", type=click.IntRange(0, 65535), default=7575, show_default=True, help="0 takes any free one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Any other needs NEURONLEDGER_TOKEN.")
+@click.option(
+    "--static", "folder", type=click.Path(path_type=Path), help="Write pages to this new folder, and serve nothing."
+)
+@click.option("--neurons", help="With --static: these neurons, such as 5:131,5:204.")
+@click.option("--layers", "wanted", help="With --static: all neurons of these layers, such as 0-3,7.")
+@click.option("--speak", type=click.Choice(["en", "fr"]), default="en", show_default=True, help="With --static.")
 @settings_options
 @reported
-def explore(port: int, host: str, **flags: Any) -> None:
-    """Look at the neurons in a browser: pages of this lake, on this machine only unless you say otherwise."""
+def explore(  # noqa: PLR0917 (click passes all by name)
+    port: int, host: str, folder: Path | None, neurons: str | None, wanted: str | None, speak: str, **flags: Any
+) -> None:
+    """Look at the neurons in a browser: pages of this lake, on this machine only unless you say otherwise.
+
+    With --static, pages as files, which need no server: of the neurons and layers named, or else of those that were
+    explained or stand out.
+    """
     from assets.definitions import open_lake
+    from explorer import site
     from explorer.kept import Kept
+    from explorer.neuron import parse
     from explorer.server import Explorer, serve
     from explorer.staleness import Staleness
+    from explorer.terminal import TerminalProgress
 
     settings = load(**flags)
     lake = open_lake(settings)
     typed = {name.replace("_", "-"): str(value) for name, value in flags.items() if value is not None}
     explorer = Explorer(
-        Kept(lake), Staleness(lake, _looking(settings, lake)), home(), settings.instance / "explorer", typed
-    )
-    serve(explorer, host=host, port=port, token=os.environ.get("NEURONLEDGER_TOKEN") or None, said=lambda address:
-          click.echo(f"{address} shows the lake {settings.lake_uri}; stop it with Ctrl-C", err=True))  # fmt: skip
+        Kept(lake), Staleness(lake, _looking(settings, lake)), home(), settings.instance / "explorer", typed,
+        settings.human_file,
+    )  # fmt: skip
+    if folder is None:
+        if neurons is not None or wanted is not None:
+            raise SettingsError("--neurons and --layers choose what --static writes; give its folder too")
+        token = os.environ.get("NEURONLEDGER_TOKEN") or None
+        serve(explorer, host=host, port=port, token=token, said=lambda address:
+              click.echo(f"{address} shows the lake {settings.lake_uri}; stop it with Ctrl-C", err=True))  # fmt: skip
+        return
+    known = explorer.kept.layers().get_column("layer").to_list()
+    layers = None if wanted is None else layer_range(wanted, max(known, default=-1) + 1)
+    named = [parse(name.strip()) for name in neurons.split(",")] if neurons else []
+    with TerminalProgress(diagnostics()) as progress:
+        pages = site.write(explorer, folder, site.chosen(explorer, layers, named), language=speak,
+                           progress=lambda done, total: progress("pages", done, total))  # fmt: skip
+    explorer.staleness.close()
+    click.echo(f"wrote {pages:,} pages; open {folder / 'index.html'}")
 
 
 def faults(command: Callable[P, T]) -> Callable[P, T]:

@@ -149,7 +149,7 @@ def curated(folder: Path) -> list[dict[str, Any]]:
         ) from error
 
 
-def layer(kept: Kept, index: Index, number: int, filters: Filters) -> dict[str, Any]:
+def layer(kept: Kept, index: Index, number: int, filters: Filters, *, size: int = PAGE) -> dict[str, Any]:
     """One layer: its neurons, filtered, sorted and paged, and how their scores spread.
 
     Raises:
@@ -167,7 +167,7 @@ def layer(kept: Kept, index: Index, number: int, filters: Filters) -> dict[str, 
         "fingerprint": known.item(0, "fingerprint") if len(known) else None,
         "layers": kept.layers().sort("layer").get_column("layer").to_list(),
         "spread": spread(rows.get_column("value")),
-        **_listed(rows, filters, usual="neuron", facets=("state", "method")),
+        **_listed(rows, filters, usual="neuron", facets=("state", "method"), size=size),
     }
 
 
@@ -187,9 +187,11 @@ def search(kept: Kept, index: Index, filters: Filters) -> dict[str, Any]:
     }
 
 
-def _listed(rows: pl.DataFrame, filters: Filters, *, usual: str, facets: tuple[str, ...]) -> dict[str, Any]:
+def _listed(
+    rows: pl.DataFrame, filters: Filters, *, usual: str, facets: tuple[str, ...], size: int = PAGE
+) -> dict[str, Any]:
     chosen = filters.sorted(rows.filter(filters.expression()), usual=usual)
-    shown, page, pages = paged(chosen, filters, size=PAGE)
+    shown, page, pages = paged(chosen, filters, size=size)
     return {
         "count": len(chosen),
         "page": page,

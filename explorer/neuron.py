@@ -73,6 +73,12 @@ class Neuron:
     chain: list[dict[str, Any]]
     """For each hop, the write that made this neuron's rows."""
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: explanations with their scores, and the strongest texts as heat maps, without a script."""
+        from explorer.pages import notebook
+
+        return notebook(self)
+
     def as_json(self) -> str:
         """The whole of it as JSON."""
         # In ASCII, because some terminals obey control characters above it too.

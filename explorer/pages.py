@@ -6,7 +6,7 @@ characters, marks that turn the direction of writing, and halves of characters.
 
 import json
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -184,3 +184,61 @@ def page(name: str, here: Here, **shown: Any) -> str:
     """The page made by a template of this name."""
     template = environment().get_template(f"{name}.html")
     return template.render(here=here, t=words.speaker(here.language), **shown)
+
+
+def notebook(neuron: Any, *, few: int = 5) -> str:
+    """A neuron as a piece of HTML that stands by itself, with `few` texts of each side."""
+    return environment().get_template("notebook.html").render(neuron=neuron, few=few)
+
+
+DAGSTER = "http://127.0.0.1:3000"
+"""Where `neuronledger ui` is, unless it was told another port."""
+
+
+def dressed(name: str, here: Here, found: dict[str, Any], *, embedded: bool = False, island: Any = None) -> str:
+    """The page of what was found. `island` is laid into it as JSON, for pages that can ask no server."""
+    shown = DRESSED[name](here, found) if name in DRESSED else found
+    return page(
+        name, here, embedded=embedded, dagster=DAGSTER, island=None if island is None else laid(island), **shown
+    )
+
+
+def laid(shown: Any) -> Markup:
+    """JSON that can stand in a script element: no text in it can end the element."""
+    said = json.dumps(shown, default=str, allow_nan=False)
+    for sign in "<>&":
+        said = said.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(said)  # noqa: S704 (in ASCII, and without the signs that markup is made of)
+
+
+def _neuron(here: Here, found: dict[str, Any]) -> dict[str, Any]:
+    """What the neuron's template needs besides: points to draw, rows of small tables, words on commands."""
+
+    t, compared, statistics = words.speaker(here.language), found["compared"], found["statistics"]
+    records = [] if compared is None else [one for one in compared["records"] if one["expected"] is not None]
+    edges = charts.edges()
+    filled = [place for place, count in enumerate(statistics["histogram"]) if count]
+    bins = range(filled[0], filled[-1] + 1) if filled else range(0)
+    return found | {
+        "points": [
+            pair for one in records for pair in zip(one["expected"], one["true"], strict=True) if pair[0] is not None
+        ],
+        "bins": [(edges[place], edges[place + 1], statistics["histogram"][place]) for place in bins],
+        "quantiles": list(zip(("50 %", "90 %", "99 %", "99.9 %"), statistics["quantile_boundaries"], strict=False)),
+        "commands": [
+            (t("To compute this neuron again, and nothing else"), found["commands"]["recompute"]),
+            (t("The same in a terminal"), found["commands"]["show"]),
+            (t("To read what this page shows, in Python"), found["commands"]["read"]),
+        ],
+    }  # fmt: skip
+
+
+def _listed(here: Here, found: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001 (all are dressed alike)
+    """What lists need besides: what the bars stand for."""
+    return found | {"labels": [f"{place / 10 - 1:.1f} … {place / 10 - 0.9:.1f}" for place in range(20)]}
+
+
+DRESSED: Mapping[str, Callable[[Here, dict[str, Any]], dict[str, Any]]] = {
+    "neuron": _neuron, "home": _listed, "layer": _listed,
+}  # fmt: skip
+"""What a page adds to what it shows."""

@@ -3,7 +3,11 @@
     /                   the lake                    /5                  one layer
     /5/131              one neuron                  /5/131/0123abcd     every token of one of its texts
     /search             explanations by words       /random             a neuron by chance
-    /help               keys and words              /static/NAME        style, script
+    /reviews            verdicts beside scores      /help               keys and words
+    /static/NAME        style, script
+
+    POST /5/131/review          a verdict on an explanation becomes a row of `reviews`
+    POST /5/131/explanation     an explanation of one's own becomes a line of a file, which a run reads
 
 With `.json` behind its path a page is what it shows, as JSON. A GET changes nothing.
 """
@@ -15,8 +19,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
@@ -24,19 +30,19 @@ from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Re
 from starlette.routing import Route
 
 from explorer import lists, neuron_page
-from explorer.guard import EMBEDDED, Guard, check_address
+from explorer.guard import EMBEDDED, MOST_BYTES, Guard, check_address
 from explorer.index import FilterError, Filters, Index, index
 from explorer.kept import Kept
 from explorer.neuron_page import NotThereError
-from explorer.pages import Here, page
-from explorer.staleness import Staleness
+from explorer.pages import Here, dressed, page
+from explorer.people import People, Verdicts
+from explorer.staleness import PATIENCE, Staleness
 from explorer.words import LANGUAGES, preferred, speaker
 from pipeline.errors import NeuronLedgerError, SettingsError
+from pipeline.reviews import ReviewError
 
 STATIC = {"explorer.css": "text/css", "explorer.js": "text/javascript", "icon.svg": "image/svg+xml"}
 LARGEST_INDEX = 2**31 - 1
-DAGSTER = "http://127.0.0.1:3000"
-"""Where `neuronledger ui` is, unless it was told another port."""
 
 
 class ElsewhereError(Exception):
@@ -54,15 +60,25 @@ class Explorer:
     files: Path
     """A folder for what is derived from the lake to answer faster; it can be deleted at any time."""
     flags: Mapping[str, str] = field(default_factory=dict)
+    written: Path | None = None
+    """The file with explanations of people that the settings name."""
+
+    @property
+    def people(self) -> People:
+        """The file that explanations of people are noted in."""
+        return People(self.written, self.home, self.flags)
 
     def app(self, *, names: Sequence[str] = (), token: str | None = None) -> Guard:
         """The server as an ASGI application, behind the guard."""
         routes = [
             *self._both("/", "home", self.first),
             *self._both("/search", "search", self.search),
+            *self._both("/reviews", "reviews", self.reviews),
             Route("/random", self._random),
             Route("/static/{name}", self._static),
             *self._both("/help", "help", lambda _: {}),
+            Route("/{layer}/{neuron}/review", self._review, methods=["POST"]),
+            Route("/{layer}/{neuron}/explanation", self._explained, methods=["POST"]),
             *self._both("/{layer}/{neuron}/{sequence}", "text", self.text),
             *self._both("/{layer}/{neuron}", "neuron", self.neuron),
             *self._both("/{layer}", "layer", self.layer),
@@ -83,10 +99,13 @@ class Explorer:
 
     def first(self, _: Request) -> dict[str, Any]:
         """The lake at a glance."""
+        return self.at_a_glance()
+
+    def at_a_glance(self, *, patience: float = 0) -> dict[str, Any]:
+        """The lake at a glance; staleness is waited for at most `patience` seconds for each layer."""
         found = lists.home(self.kept, self.index(), self.home)
-        return found | {
-            "fresh": {row["layer"]: asdict(self.staleness.of(row["layer"], patience=0)) for row in found["layers"]}
-        }
+        fresh = {row["layer"]: asdict(self.staleness.of(row["layer"], patience=patience)) for row in found["layers"]}
+        return found | {"fresh": fresh}
 
     def layer(self, request: Request) -> dict[str, Any]:
         """One layer."""
@@ -105,10 +124,53 @@ class Explorer:
         """One neuron."""
         layer, neuron = (_index(request.path_params[name]) for name in ("layer", "neuron"))
         query = request.query_params
-        found = neuron_page.gather(
-            self.kept, layer, neuron, explanation=query.get("x") or None, simulator=query.get("by") or None
+        return self.one(layer, neuron, explanation=query.get("x") or None, simulator=query.get("by") or None)
+
+    def one(
+        self,
+        layer: int,
+        neuron: int,
+        *,
+        explanation: str | None = None,
+        simulator: str | None = None,
+        patience: float = PATIENCE,
+    ) -> dict[str, Any]:
+        """One neuron, with what people say of it, and whether it is fresh."""
+        found = neuron_page.gather(self.kept, layer, neuron, explanation=explanation, simulator=simulator)
+        verdicts = self.verdicts().said_of(layer, neuron)
+        for one in found["explanations"]:
+            one["reviews"] = verdicts.get(one["explanation_id"], [])
+        people = self.people.of(layer, neuron, known=found["explanations"])
+        return (
+            found
+            | {"people": people, "fresh": asdict(self.staleness.of(layer, patience=patience))}
+            | self._around(found)
         )
-        return found | {"fresh": asdict(self.staleness.of(layer))} | self._around(found)
+
+    def verdicts(self) -> Verdicts:
+        """What people think of explanations."""
+        return Verdicts(self.kept)
+
+    def reviews(self, _: Request) -> dict[str, Any]:
+        """All verdicts, beside the scores."""
+        return self.verdicts().beside(self.index())
+
+    async def _review(self, request: Request) -> Response:
+        """Keep a verdict, and go back to the page."""
+        given = await _form(request)
+        layer, neuron = (_index(request.path_params[name]) for name in ("layer", "neuron"))
+        await run_in_threadpool(self.verdicts().add, layer, neuron, given)
+        place = self._here(request).url(f"/{layer}/{neuron}", lang=given.get("lang"))
+        return RedirectResponse(f"{place}#x-{given.get('explanation', '')}", status_code=303)
+
+    async def _explained(self, request: Request) -> Response:
+        """Note an explanation of one's own, and go back to the page, which says how it is scored."""
+        given = await _form(request)
+        layer, neuron = (_index(request.path_params[name]) for name in ("layer", "neuron"))
+        await run_in_threadpool(neuron_page.gather, self.kept, layer, neuron)  # the lake must have it
+        await run_in_threadpool(self.people.add, layer, neuron, given)
+        place = self._here(request).url(f"/{layer}/{neuron}", lang=given.get("lang"))
+        return RedirectResponse(f"{place}#yours", status_code=303)
 
     def _around(self, found: Mapping[str, Any]) -> dict[str, Any]:
         layer, neuron = found["layer"], found["neuron"]
@@ -142,9 +204,8 @@ class Explorer:
 
         def as_html(request: Request) -> Response:
             here, found = self._here(request), shown(request)
-            embedded = request.query_params.get("embed") == "1"
-            dressed = DRESSED[template](here, found) if template in DRESSED else found
-            body = page(template, here, embedded=embedded, dagster=DAGSTER, **dressed)
+            embedded = request.query_params.get("embed") == "1" and template == "neuron"
+            body = dressed(template, here, found, embedded=embedded)
             headers = (
                 {"Content-Security-Policy": EMBEDDED, "Cross-Origin-Resource-Policy": "cross-origin"}
                 if embedded
@@ -181,7 +242,13 @@ class Explorer:
         )
 
     def _failed(self, request: Request, error: Exception) -> Response:
-        status = 404 if isinstance(error, NotThereError) else 400 if isinstance(error, FilterError) else 500
+        status = (
+            404
+            if isinstance(error, NotThereError)
+            else 400
+            if isinstance(error, FilterError | ReviewError | SettingsError)
+            else 500
+        )
         return self._sorry(request, status, str(error))
 
     def _sorry(self, request: Request, status: int, said: str) -> Response:
@@ -194,40 +261,6 @@ class Explorer:
         return HTMLResponse(body.encode("utf-8", errors="replace"), status_code=status)
 
 
-def _neuron(here: Here, found: dict[str, Any]) -> dict[str, Any]:
-    """What the neuron's template needs besides: points to draw, rows of small tables, words on commands."""
-    from explorer import charts
-
-    t, compared, statistics = speaker(here.language), found["compared"], found["statistics"]
-    records = [] if compared is None else [one for one in compared["records"] if one["expected"] is not None]
-    edges = charts.edges()
-    filled = [place for place, count in enumerate(statistics["histogram"]) if count]
-    bins = range(filled[0], filled[-1] + 1) if filled else range(0)
-    return found | {
-        "points": [
-            pair for one in records for pair in zip(one["expected"], one["true"], strict=True) if pair[0] is not None
-        ],
-        "bins": [(edges[place], edges[place + 1], statistics["histogram"][place]) for place in bins],
-        "quantiles": list(zip(("50 %", "90 %", "99 %", "99.9 %"), statistics["quantile_boundaries"], strict=False)),
-        "commands": [
-            (t("To compute this neuron again, and nothing else"), found["commands"]["recompute"]),
-            (t("The same in a terminal"), found["commands"]["show"]),
-            (t("To read what this page shows, in Python"), found["commands"]["read"]),
-        ],
-    }  # fmt: skip
-
-
-def _listed(here: Here, found: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001 (all are dressed alike)
-    """What lists need besides: what the bars stand for."""
-    return found | {"labels": [f"{place / 10 - 1:.1f} … {place / 10 - 0.9:.1f}" for place in range(20)]}
-
-
-DRESSED: Mapping[str, Callable[[Here, dict[str, Any]], dict[str, Any]]] = {
-    "neuron": _neuron, "home": _listed, "layer": _listed,
-}  # fmt: skip
-"""What a page adds to what it shows."""
-
-
 def _index(text: str) -> int:
     """A layer or a neuron in a path.
 
@@ -237,6 +270,17 @@ def _index(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= LARGEST_INDEX):
         raise NotThereError(f"{text[:40]!r} is no index of a layer or a neuron; write a whole number, as in /5/131.")
     return int(text)
+
+
+async def _form(request: Request) -> dict[str, str]:
+    """The fields of a form, each once."""
+    found = bytearray()
+    async for piece in request.stream():
+        found += piece
+        if len(found) > MOST_BYTES:
+            break
+    fields = parse_qs(found[:MOST_BYTES].decode("utf-8", errors="replace"), max_num_fields=20)
+    return {name: values[-1] for name, values in fields.items()}
 
 
 def _hexadecimal(text: str) -> str:

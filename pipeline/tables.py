@@ -551,6 +551,25 @@ language_calls = Table(
     },
 )
 
+reviews = Table(
+    name="reviews",
+    doc="A person's verdict on one explanation. Rows are only added; the latest of an author counts.",
+    key=("review_id",),
+    by_layer=False,
+    sort=("at", "review_id"),
+    columns={
+        "review_id": Column(pl.String, "the review, 16 hex digits of its identity"),
+        "layer": LAYER,
+        "neuron": NEURON,
+        "explanation_id": EXPLANATION_ID,
+        "verdict": Column(pl.String, "`agree`, `wrong` or `unsure`"),
+        "note": Column(pl.String, "what the author adds", nullable=True),
+        "author": Column(pl.String, "who says so, as they signed"),
+        "at": Column(pl.Datetime("us", "UTC"), "when it was said"),
+        "identity": MADE["identity"],
+    },
+)
+
 materializations = Table(
     name="materializations",
     doc="One write, finished or failed: the provenance record of every slice of every table.",
@@ -781,6 +800,7 @@ TABLES: dict[str, Table] = {
         judgements,
         scores,
         language_calls,
+        reviews,
         materializations,
         imports,
         imported_files,

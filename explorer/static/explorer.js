@@ -15,7 +15,8 @@
 
   // The value of each token: all of them come with one request, when first asked for.
   const said = document.getElementById("said");
-  let asked = null;
+  const island = document.getElementById("all");
+  let asked = island ? Promise.resolve(JSON.parse(island.textContent)) : null;
   const shown = () => (asked ??= page.json ? fetch(page.json).then((reply) => (reply.ok ? reply.json() : null)).catch(() => null) : Promise.resolve(null));
   // A page holds only coloured tokens apart; a text is divided into all of its tokens when it is first pointed at.
   const symbols = { "\n": "↵", "\t": "⇥", "\r": "␍", "\x1b": "␛", "\x00": "␀", "\x7f": "␡" };
@@ -93,6 +94,12 @@
     const next = tokens[Math.max(0, Math.min(tokens.length - 1, at + by))];
     if (next) { tell(next); next.scrollIntoView({ block: "nearest" }); }
   };
+
+  // Who signed once need not write the name again.
+  for (const field of document.querySelectorAll("input[name=author]")) {
+    field.value = kept.getItem("author") ?? "";
+    field.form.addEventListener("submit", () => kept.setItem("author", field.value));
+  }
 
   const go = (address) => { if (address) location.href = address; };
   document.addEventListener("keydown", (event) => {
