@@ -56,7 +56,7 @@ class Verdicts:
             raise reviews.ReviewError(f"neuron {layer}:{neuron} has no such explanation any more; load its page again")
         row = reviews.row(
             layer=layer, neuron=neuron, explanation=found.item(0, "identity"), explanation_id=given["explanation"],
-            verdict=given.get("verdict", ""), note=given.get("note", ""), author=given.get("author", ""), at=datetime.now(UTC),
+            verdict=given.get("verdict", ""), note=given.get("note", ""), author=given.get("author", ""), at=datetime.now(UTC).isoformat(timespec="microseconds"),
         )  # fmt: skip
         self._kept.lake.add("reviews", row, record={})
 

@@ -306,6 +306,8 @@ def listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        # So that whoever is told the address can go there at once.
+        listening.listen(128)
     except OSError as error:
         raise SettingsError(
             f"port {port} of {host} cannot be used ({error.strerror or error}); give another --port"

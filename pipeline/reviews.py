@@ -3,8 +3,6 @@
 A review is never changed: who thinks otherwise later writes another, and the later one of an author counts.
 """
 
-from datetime import datetime
-
 import polars as pl
 
 from pipeline.errors import NeuronLedgerError
@@ -29,9 +27,10 @@ def row(
     verdict: str,
     note: str,
     author: str,
-    at: datetime,
+    at: str,
 ) -> pl.DataFrame:
-    """One row of `reviews`. `explanation` is the identity of the explanation; `at` is in UTC.
+    """One row of `reviews`. `explanation` is the identity of the explanation; `at` is a moment in UTC, such as
+    `2026-01-31T12:00:00.000000+00:00`.
 
     Raises:
         ReviewError: the verdict is unknown, the note or the author's name is too long, or there is no author.
@@ -49,13 +48,15 @@ def row(
         verdict=verdict,
         note=note,
         author=author,
-        at=at.isoformat(timespec="microseconds"),
+        at=at,
     )
     found = {
         "review_id": short(made), "layer": layer, "neuron": neuron, "explanation_id": explanation_id, "verdict": verdict,
         "note": note or None, "author": author, "at": at, "identity": made,
     }  # fmt: skip
-    return pl.DataFrame([found], schema=TABLES["reviews"].schema)
+    moment = pl.col("at").str.to_datetime("%+", time_unit="us", time_zone="UTC")
+    schema = TABLES["reviews"].schema
+    return pl.DataFrame([found], schema={**schema, "at": pl.String}).with_columns(moment).select(list(schema))
 
 
 def standing(reviews: pl.DataFrame) -> pl.DataFrame:

@@ -16,7 +16,7 @@ MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 
 def said(verdict, explanation_id="a", *, author="Ada", minutes=0, note=""):
     return row(layer=5, neuron=131, explanation=f"sha256:{explanation_id}", explanation_id=explanation_id, verdict=verdict,
-               note=note, author=author, at=MOMENT + timedelta(minutes=minutes))  # fmt: skip
+               note=note, author=author, at=(MOMENT + timedelta(minutes=minutes)).isoformat(timespec="microseconds"))  # fmt: skip
 
 
 def test_a_verdict_is_a_row_of_the_table():
