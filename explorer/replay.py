@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,13 +25,14 @@ from pipeline.errors import NeuronLedgerError
 from pipeline.human import Statement
 from pipeline.languages import ENGLISH
 from pipeline.ports import Commit, Lake, Reply, Request, Usage
-from pipeline.provenance import frame_hash
+from pipeline.provenance import content_hash, frame_hash
 from pipeline.revision import REVISION
 from pipeline.selection import Selection
 from pipeline.simulations import PROMPT_HASHES
 from pipeline.tables import TABLES
+from resources import logprobs
 from resources.delta import collect
-from resources.language import OpenAICompatible
+from resources.language import sent
 
 REPLAYED = {"exemplars": exemplars, "explanations": explanations, "simulations": simulations, "scores": scores}
 """The tables that can be made again from the lake alone, with the modules of their assets."""
@@ -135,28 +135,30 @@ class Kept:
     """Ids of the requests that were answered here."""
 
     @cached_property
-    def _calls(self) -> dict[str, tuple[str | None, str | None, str | None]]:
-        rows = (
-            self.lake.scan("language_calls").select("request_id", "reply", "missing_because", "model_served").collect()
+    def _calls(self) -> dict[str, Reply]:
+        rows = self.lake.scan("language_calls").select(
+            "request_id", "reply", "missing_because", "model_served", "logprobs"
         )
-        return {row[0]: (row[1], row[2], row[3]) for row in rows.iter_rows()}
+        return {
+            request_id: Reply(request_id, text, missing_because, served, likely=logprobs.unpacked(likely))
+            for request_id, text, missing_because, served, likely in rows.collect().iter_rows()
+        }
 
     @cached_property
-    def _doors(self) -> list[OpenAICompatible]:
-        """One for each endpoint that was asked, since that is part of a request's identity."""
-        endpoints = collect(self.lake.scan("language_calls").select(pl.col("endpoint").unique().sort()))
-        nowhere = Path("/nonexistent")
-        return [OpenAICompatible(url, journal_path=nowhere, lake=self.lake) for url in endpoints.to_series()]
+    def _endpoints(self) -> list[str]:
+        """Each that was asked, since it is part of a request's identity."""
+        return (
+            collect(self.lake.scan("language_calls").select(pl.col("endpoint").unique().sort())).to_series().to_list()
+        )
 
     def answer(self, requests: Sequence[Request], *, run_id: str) -> tuple[Sequence[Reply], Usage]:  # noqa: ARG002
         return [self._reply(request) for request in requests], Usage()
 
     def _reply(self, request: Request) -> Reply:
-        for door in self._doors:
-            if (request_id := door.request_id(request)) in self._calls:
-                text, missing_because, served = self._calls[request_id]
+        for endpoint in self._endpoints:
+            if (request_id := content_hash(sent(request, endpoint=endpoint))) in self._calls:
                 self.asked.append(request_id)
-                return Reply(request_id, text=text, missing_because=missing_because, model_served=served)
+                return self._calls[request_id]
         return Reply("unknown", text=None, missing_because=UNKEPT)
 
 

@@ -66,7 +66,7 @@ def requests(
 
 
 def parse(reply: Reply, lengths: Sequence[int]) -> list[Simulated]:
-    """For each excerpt one number from 0 to 10 for each of its tokens, or nothing and the reason.
+    """For each excerpt a number from 0 to 10 for each of its tokens of which the reply says one, or nothing and the reason.
 
     `wrong_length`: the excerpt, or an index of it, is not there, or there is more than was asked for. `unparsable`: it is
     not in the form that was asked for.

@@ -2,13 +2,12 @@
 
 The idea is OpenAI's logprob-free simulator (Bills et al. 2023, and its successor in transformer-debugger): the expected
 activation is what the language model writes down, not an expectation over digit tokens. Where we differ: tokens and
-numbers meet by index and never by repeating the text; temperature is always sent; and a reply that does not hold one
-number for each token is missing, where those systems score it as zeros.
+numbers meet by index and never by repeating the text; temperature is always sent; and nothing is known of a token
+without a number, where those systems score the whole reply as zeros.
 
 A request never holds an activation of the sequence that it asks about.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -88,10 +87,10 @@ def paired(explanations: pl.DataFrame, exemplars: pl.DataFrame) -> pl.DataFrame:
 
 
 def parse(reply: Reply, n_tokens: int) -> Simulated:
-    """One number from 0 to 10 for each of the `n_tokens` tokens, or nothing at all and the reason.
+    """A number from 0 to 10 for each of the `n_tokens` tokens of which the reply says one, or nothing and the reason.
 
-    `wrong_length`: the pairs are well formed, but an index is missing, unknown or there twice. `unparsable`: anything
-    else that is not the object that was asked for.
+    `wrong_length`: the pairs are well formed, but none is of a token, or one is of a token that there is not.
+    `unparsable`: anything else that is not the object that was asked for.
     """
     if reply.missing_because is not None or reply.text is None:
         return missing(reply.missing_because or "unparsable")
@@ -102,24 +101,32 @@ def parse(reply: Reply, n_tokens: int) -> Simulated:
 
 
 def read_pairs(pairs: object, n_tokens: int) -> Simulated:
-    """[index, activation] pairs, one for each token in whatever order, or nothing at all and the reason."""
+    """[index, activation] pairs in whatever order: what they say of each token, or nothing at all and the reason.
+
+    Nothing is known of a token without a pair, with two different ones, or with one that is no number from 0 to 10. An
+    index that no token has makes all of them doubtful, for then somebody has counted wrong.
+    """
     if not isinstance(pairs, list):
         return missing("unparsable")
-    numbers: dict[int, float] = {}
+    numbers: dict[int, float | None] = {}
     for pair in pairs:
         match pair:
-            case [int(index), int() | float() as value] if _is_number(index, value):
-                numbers[index] = float(value)
+            case [int(index), value] if not isinstance(index, bool):
+                number = _number(value)
+                numbers[index] = number if numbers.get(index, number) == number else None
             case _:
                 return missing("unparsable")
-    if len(pairs) != n_tokens or numbers.keys() != set(range(n_tokens)):
+    if not numbers or not numbers.keys() <= set(range(n_tokens)):
         return missing("wrong_length")
-    return Simulated(expected=[numbers[index] for index in range(n_tokens)], missing_because=None, coverage=1.0)
+    expected = [numbers.get(index) for index in range(n_tokens)]
+    known = sum(number is not None for number in expected)
+    return Simulated(expected, None, known / n_tokens) if known else missing("unparsable")
 
 
-def _is_number(index: int, value: float) -> bool:
-    """Python takes True for 1, and JSON numbers may overflow to infinity."""
-    return not isinstance(index, bool) and not isinstance(value, bool) and 0 <= value <= 10 and math.isfinite(value)
+def _number(value: object) -> float | None:
+    """A number from 0 to 10. Python takes True for 1, and JSON numbers may overflow to infinity."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 10
+    return float(value) if is_number and isinstance(value, int | float) else None
 
 
 def of_distributions(found: Sequence[Distribution | None]) -> Simulated:

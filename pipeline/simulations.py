@@ -31,6 +31,9 @@ PROMPT_HASHES: dict[Way, str] = {
     "one-at-a-time": prompt_simulator.PROMPT_HASHES["one-at-a-time"],
 }
 
+PARSER_VERSION = 2
+"""Of what is read from a reply: since 2, a reply that lacks some tokens keeps the others."""
+
 Keys = tuple[tuple[tuple[str, str], ...], ...]
 """For each excerpt of a request the (explanation_id, exemplar_id) that it answers."""
 Asked = list[tuple[Keys, Request]]

@@ -18,6 +18,7 @@ import math
 import os
 import random
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ from pipeline.tables import language_calls
 from resources import logprobs
 from resources.budget import Budget
 from resources.journal import Journal, Received
+from resources.local_language import SCHEME, LocalModel, is_local
 from resources.pace import Pace
 from resources.prices import Price, Prices, open_prices
 
@@ -105,6 +107,8 @@ class OpenAICompatible:
         self._key_variable = api_key_variable
         self._prices = prices or open_prices()
         self.budget = budget or Budget()
+        self._local: dict[str, LocalModel] = {}
+        self._computing = threading.Lock()
         # Learnt from the endpoint's refusals, for as long as this object lives.
         self._takes_response_format = True
         self._name_of_max_tokens = "max_tokens"
@@ -171,7 +175,14 @@ class OpenAICompatible:
 
     def price(self, model: str) -> Price | None:
         """What the model costs here, None if that is not known."""
-        return self._prices.of(model, endpoint=self.endpoint)
+        return _price(self._prices, model, endpoint=self.endpoint)
+
+    def _endpoint_of(self, model: str) -> str:
+        """Where a model is asked: the endpoint, or for one in this process what it is made of."""
+        return self._in_process(model).fingerprint if is_local(model) else self.endpoint
+
+    def _in_process(self, model: str) -> LocalModel:
+        return self._local.setdefault(model, LocalModel(model.removeprefix(SCHEME)))
 
     def check(self, model: str) -> dict[str, Any]:
         """What the endpoint does with one tiny request, which is always sent and never kept; for people.
@@ -208,19 +219,7 @@ class OpenAICompatible:
     # What is kept
 
     def _identity(self, request: Request) -> dict[str, Any]:
-        # What is not used is left out, so that requests from before there was such a thing are what they were.
-        used: dict[str, Any] = {"logprobs": request.logprobs} if request.logprobs else {}
-        if request.echo:
-            used["echo"] = list(request.echo)
-        return used | {
-            "endpoint": self.endpoint,
-            "model": request.model,
-            "messages": [[role, _sendable(text)] for role, text in request.messages],
-            "temperature": float(request.temperature),
-            "max_tokens": request.max_tokens,
-            "seed": request.seed,
-            "json_reply": request.json_reply,
-        }
+        return sent(request, endpoint=self._endpoint_of(request.model))
 
     def _look_into_lake(self, batch: "_Batch") -> None:
         """Take what the lake has of the batch's open requests. Reads their rows only."""
@@ -250,7 +249,8 @@ class OpenAICompatible:
     async def _settle_all(self, batch: "_Batch") -> None:
         async with AsyncExitStack() as opened:
             count = -(-min(self._concurrency, len(batch.requests)) // TO_A_CLIENT)
-            clients = [await opened.enter_async_context(self._client()) for _ in range(count)]
+            far = any(not is_local(request.model) for request in batch.requests.values())
+            clients = [await opened.enter_async_context(self._client()) if far else None for _ in range(count)]
             pace = Pace(self._concurrency)
             while (open_ids := batch.unsettled()) and batch.unusable is None:
                 settled_before = len(batch.replies)
@@ -263,7 +263,7 @@ class OpenAICompatible:
                     # All that is left is under way in other processes: wait for their replies.
                     await asyncio.sleep(0.1)
 
-    async def _work(self, batch: "_Batch", client: openai.AsyncOpenAI, queue: Iterator[str], pace: Pace) -> None:
+    async def _work(self, batch: "_Batch", client: openai.AsyncOpenAI | None, queue: Iterator[str], pace: Pace) -> None:
         """Settle requests of the queue, which several workers share, as long as the endpoint can be used."""
         for request_id in queue:
             if batch.unusable is not None:
@@ -293,7 +293,9 @@ class OpenAICompatible:
             return False
         return True
 
-    async def _send(self, batch: "_Batch", client: openai.AsyncOpenAI, request_id: str, pace: Pace) -> Received | None:
+    async def _send(
+        self, batch: "_Batch", client: openai.AsyncOpenAI | None, request_id: str, pace: Pace
+    ) -> Received | None:
         """Send one request until something comes back; None if nothing did, with the reason in the batch."""
         received = await self._attempts(batch, client, request_id, pace)
         if received is None:
@@ -311,7 +313,7 @@ class OpenAICompatible:
         return received
 
     async def _attempts(
-        self, batch: "_Batch", client: openai.AsyncOpenAI, request_id: str, pace: Pace
+        self, batch: "_Batch", client: openai.AsyncOpenAI | None, request_id: str, pace: Pace
     ) -> Received | None:
         request = batch.requests[request_id]
         begun = time.monotonic()
@@ -350,7 +352,7 @@ class OpenAICompatible:
             pace.faster()
             return Received(
                 request_id=request_id,
-                endpoint=self.endpoint,
+                endpoint=self._endpoint_of(request.model),
                 model=request.model,
                 request=canonical_json(self._identity(request)),
                 status=status,
@@ -363,15 +365,19 @@ class OpenAICompatible:
         return None
 
     async def _ask_alone(self, request: Request) -> tuple[int, bytes]:
+        if is_local(request.model):
+            return await self._ask(None, request)
         async with self._client() as client:
             return await self._ask(client, request)
 
-    async def _ask(self, client: openai.AsyncOpenAI, request: Request) -> tuple[int, bytes]:
+    async def _ask(self, client: openai.AsyncOpenAI | None, request: Request) -> tuple[int, bytes]:
         """One exchange: HTTP status and body of an answer that is worth keeping.
 
         Raises:
             _Failed: none came.
         """
+        if client is None or is_local(request.model):
+            return 200, await asyncio.to_thread(self._compute, request)
         parameters = self._parameters(request)
         path = "/completions" if "prompt" in parameters else "/chat/completions"
         try:
@@ -393,6 +399,14 @@ class OpenAICompatible:
                 return await self._ask(client, request)
             raise failed from None
         return reply.status_code, self._without_key(reply.content)
+
+    def _compute(self, request: Request) -> bytes:
+        """The answer of a model in this process, which does one thing at a time."""
+        with self._computing:
+            try:
+                return self._in_process(request.model).respond(request)
+            except LanguageModelError as error:
+                raise _Failed("server_error", str(error), again=False, unusable=str(error)) from error
 
     def _parameters(self, request: Request) -> dict[str, Any]:
         match request.messages:
@@ -498,6 +512,23 @@ class OpenAICompatible:
         """The body, cut at the largest size that is read; the key, should the endpoint echo it, is never stored."""
         key = self._key().encode("ascii")
         return (body.replace(key, b"[key]") if len(key) >= 8 else body)[: LARGEST_BODY + 1]
+
+
+def sent(request: Request, *, endpoint: str) -> dict[str, Any]:
+    """All that is sent for a request, and where to: what its identity is the hash of."""
+    # What is not used is left out, so that requests from before there was such a thing are what they were.
+    used: dict[str, Any] = {"logprobs": request.logprobs} if request.logprobs else {}
+    if request.echo:
+        used["echo"] = list(request.echo)
+    return used | {
+        "endpoint": endpoint,
+        "model": request.model,
+        "messages": [[role, _sendable(text)] for role, text in request.messages],
+        "temperature": float(request.temperature),
+        "max_tokens": request.max_tokens,
+        "seed": request.seed,
+        "json_reply": request.json_reply,
+    }
 
 
 @dataclass
@@ -692,6 +723,11 @@ def _cost(answer: _Answer, price: Price | None) -> float | None:
     )
 
 
+def _price(prices: Prices, model: str, *, endpoint: str) -> Price | None:
+    """What a model costs; one in this process costs nothing."""
+    return Price(0.0, 0.0, 0.0) if is_local(model) else prices.of(model, endpoint=endpoint)
+
+
 def _rows(received: Sequence[Received], prices: Prices) -> pl.DataFrame:
     """Replies as rows of `language_calls`."""
     rows = []
@@ -711,7 +747,7 @@ def _rows(received: Sequence[Received], prices: Prices) -> pl.DataFrame:
                 "prompt_tokens": answer.prompt_tokens,
                 "cached_tokens": answer.cached_tokens,
                 "completion_tokens": answer.completion_tokens,
-                "cost_usd": _cost(answer, prices.of(reply.model, endpoint=reply.endpoint)),
+                "cost_usd": _cost(answer, _price(prices, reply.model, endpoint=reply.endpoint)),
                 "seconds": reply.seconds,
                 "attempts": reply.attempts,
                 "missing_because": answer.missing_because,

@@ -46,7 +46,10 @@ class Settings(BaseSettings):
         "`random-directions:COUNT`, `sae:PATH`",
         min_length=1,
     )
-    explainer: str | None = Field(None, description="language model that explains; none for the baselines alone")
+    explainer: str | None = Field(
+        None,
+        description="language model that explains, `local:FOLDER` for one in this process; none for the baselines alone",
+    )
     simulator: str | None = Field(None, description="language model that simulates; the explainer unless given")
     methods: str = Field(
         "token-activation-pairs",

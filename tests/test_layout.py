@@ -44,6 +44,7 @@ MODELS_SEEN_IN = {
     "pipeline/ports.py",
     "pipeline/testing.py",
     "resources/anatomy.py",
+    "resources/local_language.py",
     "resources/model_folder.py",
     "resources/partials.py",
     "resources/sites.py",

@@ -1,10 +1,23 @@
 """Every way to simulate, from the command to the score, over real HTTP; and that probabilities are kept with their reply."""
 
 import json
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import pytest
 
 from explorer.fake_endpoint import FakeEndpoint
+
+
+def _load(name):
+    """Tests are no package, so the stand-ins are loaded from their files."""
+    if name not in sys.modules:
+        spec = spec_from_file_location(name, Path(__file__).parents[1] / "faults" / f"{name}.py")
+        sys.modules[name] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
 
 NEURON = {"layer": 0, "neurons": [1]}
 TOGETHER = {"all-at-once": 1, "json-logprobs": 1, "one-at-a-time": 64}
@@ -71,3 +84,23 @@ def test_a_model_whose_digits_stand_alone_has_no_answer_where_it_would_be_a_wron
     rows = simulated(copied)
     assert rows["expected"].null_count() == 0
     assert max(max(expected) for expected in rows["expected"]) > 9
+
+
+def test_a_model_in_this_process_simulates_what_an_endpoint_explains_and_its_score_is_verified(
+    copied, served, tmp_path
+):
+    writer = _load("writer").small_writer(tmp_path / "writer")
+    with served(FakeEndpoint().app()) as url:
+        asked = (*words(url, "all-at-once"), "--simulator", f"local:{writer}")
+        result = copied.type("run", "--neurons", "0:1", *asked)
+    assert "few_answers_are_missing" in result.stderr or result.exit_code == 0
+    found = copied.table("simulations", **NEURON)
+    rows = found.filter(found["simulator"] == f"local:{writer}")
+    assert len(rows) == 10
+    calls = copied.table("language_calls")
+    local = calls.filter(calls["model"] == f"local:{writer}")
+    assert set(local["endpoint"].str.head(13)) == {"local:sha256:"}
+    assert set(local["cost_usd"]) == {0.0}
+    # A random model may hold no number likely at any place; where it does, what is expected is kept.
+    for row in rows.iter_rows(named=True):
+        assert (row["expected"] is None) == (row["missing_because"] == "no_probabilities")

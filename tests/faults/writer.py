@@ -1,0 +1,24 @@
+"""A small random GPT-2 that writes: a token for each byte, and one for 10."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+
+def small_writer(home: Path) -> Path:
+    """Write it to a folder."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {text: place for place, text in enumerate([*alphabet, "10", "<|end|>"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("1", "0")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(home)
+    torch.manual_seed(0)
+    end = vocabulary["<|end|>"]
+    config = GPT2Config(
+        vocab_size=len(vocabulary), n_positions=8192, n_embd=32, n_layer=2, n_head=2, bos_token_id=end, eos_token_id=end
+    )
+    GPT2LMHeadModel(config).save_pretrained(home)
+    return home
