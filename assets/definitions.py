@@ -10,6 +10,7 @@ from assets import (
     activations,
     automation,
     connections,
+    dataset_release,
     exemplars,
     explanations,
     imports,
@@ -27,11 +28,12 @@ from assets.run import last_hops
 from pipeline import human, languages, methods, selection
 from pipeline.errors import SettingsError
 from pipeline.judgements import parse_scorers
-from pipeline.ports import Corpus, Foreign, Lake, LanguageModel, Machines, Partials, Progress, SubjectModel
+from pipeline.ports import Corpus, Foreign, Lake, LanguageModel, Machines, Partials, Progress, Releases, SubjectModel
 from resources import code, people
 from resources.budget import Budget
 from resources.corpus import open_corpus
 from resources.delta import DeltaLake
+from resources.export_folder import ReleaseFolders
 from resources.foreign_files import ForeignFiles
 from resources.language import OpenAICompatible
 from resources.machines import RayMachines, ThisMachine
@@ -55,7 +57,9 @@ def build(
     subject = open_subject(settings)
     lake = open_lake(settings)
     project = open_project(settings, subject)
-    doors: dict[str, Corpus | SubjectModel | LanguageModel | Lake | Machines | Partials | Progress | Foreign] = {
+    doors: dict[
+        str, Corpus | SubjectModel | LanguageModel | Lake | Machines | Partials | Progress | Foreign | Releases
+    ] = {
         "subject": subject,
         "corpus": open_corpus(settings.corpus, column=settings.column),
         "lake": lake,
@@ -65,6 +69,7 @@ def build(
         "machines": open_machines(settings),
         "progress": progress or LoggedProgress(),
         "foreign": ForeignFiles(),
+        "releases": ReleaseFolders(settings.releases),
     }
     assets = [
         sequences.define(project),
@@ -80,6 +85,7 @@ def build(
         layer_summary.define(),
         *neuron.define(project),
         *imports.define(project.code),
+        dataset_release.define(project),
     ]
     # Without an explainer nothing is paid for.
     spending = (

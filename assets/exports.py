@@ -9,26 +9,18 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import polars as pl
 
 from pipeline import csv_format, huggingface_format, neuronpedia_format, openai_format
 from pipeline.capture import PER_SPLIT
 from pipeline.errors import LakeError
-from pipeline.ports import Lake, Progress
+from pipeline.ports import Folder, Lake, Progress
 from pipeline.tables import SPLITS, TABLES
 
 CHUNK = 256
 """Neurons read at a time."""
-
-
-class Folder(Protocol):
-    """Where an export goes."""
-
-    def write(self, name: str, data: bytes) -> None:
-        """Write one file under a relative name."""
-        ...
 
 
 def openai(lake: Lake, folder: Folder, progress: Progress, *, layers: Sequence[int] | None = None) -> dict[str, Any]:
@@ -134,6 +126,7 @@ def huggingface(
     scored = counted("scores", "method", "scorer", "split", "value", "missing_because")
     about |= {
         "format": "huggingface", "files": {"data files": len(files)}, "rows": rows,
+        "bytes": sum(size for *_, size in files), "sha256": {path: digest for _, path, digest, _ in files},
         "not_carried": list(huggingface_format.NOT_CARRIED),
         "explainers": sorted(set(said.get_column("explainer")) - {"none"}),
         "simulators": sorted(set(played.get_column("simulator"))),

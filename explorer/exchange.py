@@ -269,3 +269,54 @@ def _convention(text: str) -> tuple[str, str]:
             f"--convention (={text!r}) must be NAME=TEXT, with one of the names {', '.join(CONVENTIONS)}"
         )
     return name, value
+
+
+@main.command()
+@click.argument("version")
+@click.option(
+    "--license", "licence", default="unknown", show_default=True, help="Licence of the tables, such as cc-by-4.0."
+)
+@click.option("--title", default="", help="Title of the dataset.")
+@click.option("--stale", is_flag=True, help="Release tables that are not fresh too; the release says which.")
+@settings_options
+@reported
+def release(version: str, licence: str, title: str, stale: bool, **flags: Any) -> None:  # noqa: FBT001
+    """Release a version of the lake, such as 1.0.0: a dataset, its card, and what it was made from."""
+    import dagster as dg
+
+    from assets.dataset_release import VERSION
+    from assets.definitions import build
+    from assets.run import failure
+    from explorer.terminal import TerminalProgress
+    from resources.instance import instance
+
+    settings = load(**flags)
+    if not VERSION.fullmatch(version):
+        raise SettingsError(f"VERSION (={version!r}) must be three numbers, such as 1.0.0")
+    if (settings.releases / version).exists():
+        raise SettingsError(
+            f"version {version} was released already, in {settings.releases / version}; give a newer one"
+        )
+    with TerminalProgress(Console(stderr=True)) as progress, instance(settings) as opened:
+        result = (
+            build(settings, progress=progress)
+            .resolve_implicit_global_asset_job_def()
+            .execute_in_process(
+                instance=opened,
+                asset_selection=[dg.AssetKey("dataset_release")],
+                run_config={
+                    "ops": {
+                        "dataset_release": {
+                            "config": {"version": version, "licence": licence, "title": title, "stale": stale}
+                        }
+                    },
+                    "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+                },
+                raise_on_error=False,
+            )
+        )
+    if not result.success:
+        raise failure(result)
+    place = settings.releases / version
+    click.echo((place / "SUMMARY.md").read_text(encoding="utf-8"))
+    click.echo(f"released in {place}")

@@ -8,9 +8,11 @@ Partials       keeps what an unfinished forward pass has found so far
 Machines       works on the pieces of a forward pass
 Progress       hears how far a step has come
 Foreign        reads what another system wrote
+Releases       keeps what was released
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -342,6 +344,10 @@ class Lake(Protocol):
         """The Delta version of a table, or None when it was never written."""
         ...
 
+    def ledger_head(self) -> str | None:
+        """The hash that stands for all that was ever written; None where there is no ledger."""
+        return None
+
     def replace(
         self,
         table: str,
@@ -364,6 +370,34 @@ class Lake(Protocol):
 
     def add(self, table: str, frame: pl.DataFrame, *, record: Mapping[str, Any]) -> Commit | None:
         """Add those rows whose key is not in the table yet (a table without layers); None if there were none."""
+        ...
+
+
+class Folder(Protocol):
+    """Where files of one export go."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write one file under a relative name, with `/` between its parts."""
+        ...
+
+
+class Releases(Protocol):
+    """Keeps what was released, each version once and for good."""
+
+    def folder(self, version: str) -> AbstractContextManager[Folder]:
+        """A new folder for a version, which is there when the `with` ends without an error, and not before.
+
+        Raises:
+            SettingsError: this version was released already.
+        """
+        ...
+
+    def digests(self, version: str) -> Mapping[str, str]:
+        """The SHA-256, in hex, of every file of a release, by its name."""
+        ...
+
+    def place(self, version: str) -> str:
+        """Where a release is."""
         ...
 
 

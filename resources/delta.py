@@ -301,6 +301,14 @@ class DeltaLake(Lake):
         # The first versions only say what the table is like.
         return None if found is None or found.version() < 1 + len(_constraints(spec)) else found.version()
 
+    def ledger_head(self) -> str | None:
+        """The hash that stands for all that was ever written here; None in an object store, or before the first write.
+
+        Raises:
+            LakeError: the ledger is damaged.
+        """
+        return None if self.ledger is None else self.ledger.head()
+
     def replace(
         self,
         table: str,

@@ -6,19 +6,21 @@
 After an error or Ctrl-C nothing is left; after a kill, a folder `.release.unfinished`, which the next export removes.
 """
 
+import hashlib
 import os
 import shutil
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 
 from pipeline.errors import SettingsError
+from pipeline.ports import Folder, Releases
 
 UNFINISHED = ".{}.unfinished"
 MARK = ".neuronledger-export"
 """An empty file by which an export knows what it may replace."""
 
 
-class ExportFolder:
+class ExportFolder(Folder):
     """A new folder at `path`, or one in place of an earlier export if `replace`.
 
     Raises:
@@ -56,12 +58,6 @@ class ExportFolder:
         self.files += 1
         self.bytes += len(data)
 
-    def place(self, name: str) -> Path:
-        """Where to write a file by other means, such as Parquet."""
-        path = self._unfinished / PurePosixPath(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
-
     def __enter__(self) -> "ExportFolder":
         if self._unfinished.exists():
             shutil.rmtree(self._unfinished)
@@ -88,3 +84,29 @@ class ExportFolder:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+class ReleaseFolders(Releases):
+    """Releases as folders, one for each version, below one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def folder(self, version: str) -> ExportFolder:
+        """A new folder for a version."""
+        if (self._root / version).exists():
+            raise SettingsError(f"version {version} was released already, in {self._root / version}; give a newer one")
+        return ExportFolder(self._root / version)
+
+    def digests(self, version: str) -> dict[str, str]:
+        """The SHA-256 of every file of a release."""
+        folder = self._root / version
+        found: dict[str, str] = {}
+        for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARK):
+            with path.open("rb") as file:
+                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+        return found
+
+    def place(self, version: str) -> str:
+        """Where a release is."""
+        return str(self._root / version)

@@ -150,6 +150,11 @@ class Settings(BaseSettings):
         return home() / "dagster_home" / (slug(self.lake_uri) if self.lake is not None else self._explained)
 
     @property
+    def releases(self) -> Path:
+        """Where versions of this lake for others are kept."""
+        return home() / "releases" / (slug(self.lake_uri) if self.lake is not None else self._explained)
+
+    @property
     def _explained(self) -> str:
         """A folder name for what is explained: the subject, and the site unless it is the MLP's neurons."""
         # No name of a subject has a line break, so none can look like a subject with a site.

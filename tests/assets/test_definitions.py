@@ -5,7 +5,7 @@ import runpy
 import dagster as dg
 import pytest
 
-from assets import definitions
+from assets import dataset_release, definitions
 from assets.project import layer_key, neuron_name, parse_key
 from pipeline.checks import names
 from pipeline.errors import SettingsError
@@ -64,6 +64,7 @@ def test_each_table_is_an_asset_and_those_of_one_neuron_are_too(specs):
         *LAYER_TABLES,
         "layer_summary",
         *(f"neuron_{table}" for table in NEURON_TABLES),
+        "dataset_release",
         *(f"import_{form}" for form in ("openai", "neuronpedia", "delphi", "csv", "jsonl")),
     }
 
@@ -72,7 +73,8 @@ def test_every_asset_says_what_it_is_where_it_belongs_and_who_looks_after_it(spe
     for name, spec in specs.items():
         assert spec.description
         of_one_neuron = name.startswith("neuron_") and name != "neuron_statistics"
-        assert spec.group_name == ("imports" if name.startswith("import_") else "neuron" if of_one_neuron else "layers")
+        if not name.startswith("import_") and name != "dataset_release":
+            assert spec.group_name == ("neuron" if of_one_neuron else "layers")
         assert spec.code_version
         assert spec.kinds
         assert spec.owners
@@ -80,7 +82,7 @@ def test_every_asset_says_what_it_is_where_it_belongs_and_who_looks_after_it(spe
 
 def test_every_asset_of_a_table_shows_the_columns_that_the_table_declares(specs):
     for name, spec in specs.items():
-        if name == "layer_summary" or name.startswith("import_"):
+        if name in ("layer_summary", "dataset_release") or name.startswith("import_"):
             continue
         table = name if name in TABLES else name.removeprefix("neuron_")
         columns = spec.metadata["dagster/column_schema"].columns
@@ -97,6 +99,7 @@ def test_every_table_has_its_checks_and_all_of_them_block(built):
         assert graph.get_check_spec(key).blocking
     tables = {name: name for name in ("sequences", "subject_layers", "vocabulary", *LAYER_TABLES)}
     tables |= {f"neuron_{name}": name for name in NEURON_TABLES}
+    assert found.pop("dataset_release") == set(dataset_release.CHECKS)
     assert found == {asset: set(names(table)) for asset, table in tables.items()}
 
 

@@ -232,3 +232,37 @@ def test_an_export_for_neuronpedia_comes_back_and_has_the_same_bytes_again(copie
 def test_a_model_name_that_neuronpedia_would_refuse_is_said(made, tmp_path):
     said = made.type("export", "neuronpedia", str(tmp_path / "out"), "--model", "GPT 2")
     assert (said.exit_code, "must be small letters" in said.stderr) == (2, True)
+
+
+def test_a_release_is_a_dataset_with_what_it_was_made_from_and_comes_once(copied):
+    result = copied.type("release", "1.0.0", "--license", "cc-by-4.0")
+    assert result.exit_code == 0, result.stderr
+    assert "all tables are fresh" in result.stdout
+    folder = copied.home / "releases" / "subject" / "1.0.0"
+    said = json.loads((folder / "release.json").read_text())
+    # The record of the release itself comes after it.
+    assert said["ledger_head"] in (copied.home / "lake" / "subject" / "_ledger" / "ledger.jsonl").read_text()
+    assert said["sha256"] == {name: digest for name, digest in digests(folder).items() if name.startswith("data/")}
+    assert (folder / "README.md").exists()
+    record = copied.table("materializations").filter(pl.col("table") == "dataset_release").row(0, named=True)
+    assert json.loads(record["settings"]) == {"version": "1.0.0", "licence": "cc-by-4.0"}
+    again = copied.type("release", "1.0.0")
+    assert (again.exit_code, "was released already" in again.stderr) == (2, True)
+    assert copied.not_fresh() == {}
+
+
+def test_stale_tables_are_not_released_unless_asked_and_then_named(copied):
+    (copied.home / "corpus.jsonl").write_text('{"text": "another corpus, quite another one"}\n')
+    refused = copied.type("release", "1.0.0")
+    assert refused.exit_code == 1
+    assert "not released, because not all tables are fresh: sequences is stale" in refused.stderr
+    assert not (copied.home / "releases").exists() or not any((copied.home / "releases" / "subject").iterdir())
+    told = copied.type("release", "1.0.0", "--stale")
+    assert told.exit_code == 0, told.stderr
+    said = json.loads((copied.home / "releases" / "subject" / "1.0.0" / "release.json").read_text())
+    assert said["not_fresh"][0].startswith("sequences is stale")
+
+
+def test_a_version_is_three_numbers(made):
+    said = made.type("release", "newest")
+    assert (said.exit_code, "such as 1.0.0" in said.stderr) == (2, True)
