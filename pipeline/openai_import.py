@@ -115,14 +115,16 @@ def _records(found: Found, value: Mapping[str, Any], at: Mapping[str, int]) -> N
     for stratum, given in strata.items():
         records = listing(given, f"the records `{stratum}`")
         splits = _splits(stratum, len(records))
-        for rank, one in enumerate(records):
-            where = f"record {rank} of `{stratum}`"
-            record = mapping(one, where)
-            words = tokens(record.get("tokens"), f"tokens of {where}")
-            activations = numbers(record.get("activations"), f"activations of {where}", count=len(words))
+        names = [f"record {rank} of `{stratum}`" for rank in range(len(records))]
+        parts = [mapping(one, name) for one, name in zip(records, names, strict=True)]
+        words = [tokens(one.get("tokens"), f"tokens of {name}") for one, name in zip(parts, names, strict=True)]
+        activations = imports.number_lists(
+            [one.get("activations") for one in parts], [f"activations of {name}" for name in names], [len(one) for one in words]
+        )  # fmt: skip
+        for rank, (said, values) in enumerate(zip(words, activations, strict=True)):
             found.add(
                 "imported_records", **at, polarity="+", stratum=stratum, rank=rank, split=splits[rank],
-                sequence_id=found.sequence(words), peak=float(activations.max()), activations=activations,
+                sequence_id=found.sequence(said), peak=max(values.tolist()), activations=values,
             )  # fmt: skip
 
 

@@ -58,6 +58,12 @@ class ExportFolder(Folder):
         self.files += 1
         self.bytes += len(data)
 
+    def place(self, name: str) -> Path:
+        """Where to write a file by other means, such as Parquet."""
+        path = self._unfinished / PurePosixPath(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
     def __enter__(self) -> "ExportFolder":
         if self._unfinished.exists():
             shutil.rmtree(self._unfinished)
