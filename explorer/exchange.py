@@ -208,6 +208,26 @@ def import_scores(**flags: Any) -> None:
     click.echo(f"{made:,} scores in the table `common_scores` of {settings.lake_uri}")
 
 
+@import_group.command("words")
+@click.option("--source", help="Only what was imported under this name.")
+@settings_options
+@reported
+def import_words(source: str | None, **flags: Any) -> None:
+    """Print imported explanations as CSV that `run --human-explanations FILE` simulates and scores on our texts."""
+    import polars as pl
+
+    from assets.definitions import open_lake
+    from pipeline.csv_format import words
+
+    rows = open_lake(load(**flags)).read("imported_explanations")
+    if source is not None:
+        rows = rows.filter(pl.col("source") == source)
+    if rows.is_empty():
+        known = "" if source is None else f" under the name {source!r}"
+        raise SettingsError(f"no explanations were imported{known}")
+    click.echo(words(rows), nl=False)
+
+
 def _import(
     form: str, folder: Path, source: str | None, told: tuple[str, ...], *, as_json: bool, flags: Mapping[str, Any]
 ) -> None:

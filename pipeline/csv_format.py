@@ -1,7 +1,7 @@
 """Plain CSV: what is said of each neuron, how well, and its statistics, for spreadsheets and scripts.
 
-A neuron is written `layer:neuron`. `explanations.csv` begins with the columns that `--human-explanations` and `import csv`
-read, so it can go back in. RFC 4180, UTF-8, a null is an empty field and an empty text is quoted.
+A neuron is written `layer:neuron`. `import csv` reads `explanations.csv`. RFC 4180, UTF-8; a null is an empty field and an
+empty text is quoted.
 """
 
 import polars as pl
@@ -24,3 +24,14 @@ def text(table: str, rows: pl.DataFrame, *, header: bool) -> str:
     else:
         frame = rows.select(neuron, *names)
     return frame.write_csv(include_header=header, line_terminator="\r\n", quote_style="necessary")
+
+
+def words(imported: pl.DataFrame) -> str:
+    """Imported explanations in the form of `--human-explanations`: who wrote them, or the source if that is not known."""
+    author = pl.when(pl.col("explainer") == "unknown").then(pl.col("source")).otherwise(pl.col("explainer"))
+    frame = imported.filter(pl.col("text").is_not_null()).sort(
+        "layer", "neuron", "polarity", "source", "explanation_id"
+    )
+    return frame.select(
+        pl.format("{}:{}", "layer", "neuron").alias("neuron"), pl.col("text").alias("explanation"), author.alias("author"), "polarity"
+    ).write_csv(line_terminator="\r\n", quote_style="necessary")  # fmt: skip

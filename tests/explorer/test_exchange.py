@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from pipeline.tables import TABLES
+from resources.people import statements
 
 
 def digests(folder):
@@ -196,6 +197,10 @@ def test_what_people_wrote_is_imported_with_their_scores_and_wrong_lines_are_nam
     row = copied.table("imported_explanations").row(0, named=True)
     assert (row["source"], row["text"], row["explainer"]) == ("people", "dogs", "ann")
     assert copied.table("imported_scores").item(0, "scorer") == "csv:score"
+    (tmp_path / "words.csv").write_text(copied.type("import", "words", "--source", "people").stdout)
+    (statement,) = statements(tmp_path / "words.csv")
+    assert (statement.layer, statement.neuron, statement.text, statement.author) == (0, 1, "dogs", "ann")
+    assert copied.type("import", "words", "--source", "nobody").exit_code == 2
 
 
 def test_rows_of_one_neuron_in_several_batches_are_all_kept(copied, tmp_path):
