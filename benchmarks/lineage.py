@@ -3,9 +3,9 @@
     python -m benchmarks.lineage                      # GPT-2 small's shape, 500 MB with random weights
     python -m benchmarks.lineage --shape tiny --layers 4 --json
 
-Three questions. Of which layers does the fingerprint change when one tensor changes, against the layers whose
+Four questions. Of which layers does the fingerprint change when one tensor changes, against the layers whose
 activations change, tensor by tensor? How long do all fingerprints take, against one SHA-256 over the same bytes? How
-long does `status` take for a lake of many layers?
+long does `status` take for a lake of many layers? How much longer does a write take for its line in the ledger?
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shape", choices=subjects.SHAPES, default="gpt2")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--layers", type=int, default=48, help="layers of the lake that `status` looks at")
-    parser.add_argument("--parts", default="exact,fingerprint,status")
+    parser.add_argument("--parts", default="exact,fingerprint,status,ledger")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(arguments)
     parts = asked.parts.split(",")
@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             figures.append(exact(folder))
         if "status" in parts:
             figures.append(status(Path(home) / "lake", asked.layers))
+        if "ledger" in parts:
+            figures.append(ledger(Path(home), asked.repetitions))
     print(as_json(figures) if asked.json else "\n".join(map(as_text, figures)))
 
 
@@ -156,6 +158,34 @@ def status(home: Path, n_layers: int) -> Figure:
         higher_is_better=False,
         detail=f"{n_layers * 6_400:,} neurons; after a change of the last layer {len(found)} slices are stale, all of it: "
         f"{set(found) == {n_layers - 1}}; starting Python and hashing weights come on top",
+    )
+
+
+def ledger(home: Path, repetitions: int) -> Figure:
+    """A write of one layer with its line in the ledger over one without, by turns in two lakes of the same rows."""
+    generator = np.random.default_rng(0)
+    rows = _thin("token_associations", 0, 3_072, 1).with_columns(
+        pl.Series("token_ids", [list(range(400))] * 3_072, dtype=pl.List(pl.Int32)),
+        pl.Series("counts", [[1] * 400] * 3_072, dtype=pl.List(pl.Int32)),
+        pl.Series("means", generator.normal(size=(3_072, 400)).astype(np.float32)).arr.to_list(),
+        pl.Series("weights", generator.normal(size=(3_072, 400)).astype(np.float32)).arr.to_list(),
+    )
+    sealed, bare = DeltaLake(home / "sealed"), DeltaLake(home / "bare")
+    bare.ledger = None
+
+    def write(lake: DeltaLake) -> float:
+        return _seconds(lambda: lake.replace("token_associations", rows, layer=0, record={}))
+
+    pairs = [(write(bare), write(sealed)) for _ in range(4 * repetitions)]
+    without, with_line = (median(side) for side in zip(*pairs, strict=True))
+    size = sum(file.stat().st_size for file in (home / "sealed").rglob("*.parquet")) / len(pairs)
+    return Figure(
+        "write_with_ledger",
+        median(line / alone for alone, line in pairs),
+        "of a write without",
+        1.1,
+        higher_is_better=False,
+        detail=f"{1000 * with_line:.0f} ms against {1000 * without:.0f} ms for {size / 1e6:.1f} MB, forced to the disk both times",
     )
 
 

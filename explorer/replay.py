@@ -16,7 +16,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from assets import exemplars, explanations, scores, simulations
+from assets import exemplars, explanations, judgements, scores, simulations
 from assets.freshness import HOPS, WORTH_ASKING_AGAIN
 from assets.project import Choices, Project
 from pipeline import human
@@ -34,7 +34,13 @@ from resources import logprobs
 from resources.delta import collect
 from resources.language import sent
 
-REPLAYED = {"exemplars": exemplars, "explanations": explanations, "simulations": simulations, "scores": scores}
+REPLAYED = {
+    "exemplars": exemplars,
+    "explanations": explanations,
+    "simulations": simulations,
+    "judgements": judgements,
+    "scores": scores,
+}
 """The tables that can be made again from the lake alone, with the modules of their assets."""
 
 UNKEPT = "not_requested"
@@ -170,8 +176,10 @@ def project_of(lake: Lake) -> Project:
     return Project(tuple(n_neurons.get(layer, 0) for layer in range(max(n_neurons, default=-1) + 1)), choices, code={})
 
 
-def as_recorded(project: Project, record: Mapping[str, Any], statements: Sequence[Statement] = ()) -> Project:
-    """The project with the choices that a write was made with, as far as they can be told from its record.
+def as_recorded(
+    records: Records, project: Project, record: Mapping[str, Any], statements: Sequence[Statement] = ()
+) -> Project:
+    """The project with the choices that a write was made with, as far as they can be told from the records.
 
     `statements` are what people wrote, which a record names by its hash only.
     """
@@ -184,6 +192,11 @@ def as_recorded(project: Project, record: Mapping[str, Any], statements: Sequenc
             chosen["human"] = tuple(statements)
         chosen["language"] = made.get("language", ENGLISH)
         chosen["select"] = Selection(**made["select"]) if "select" in made else Selection()
+    if "scorers" in made:
+        chosen["scorers"] = tuple(made["scorers"])
+        # The record of scores does not say whom their scorers asked; that of the judgements does.
+        judged = records.last("judgements", record["layer"])
+        chosen["simulator"] = json.loads(judged["settings"]).get("simulator") if judged else None
     played = made.get("prompt" if record["table"] == "simulations" else "prompt of simulator")
     if played is not None:
         chosen["simulation"] = next(
@@ -200,7 +213,7 @@ def replay(lake: Lake, records: Records, table: str, layer: int, neuron: int | N
     record = records.last(table, layer, neuron)
     if record is None:
         return Replayed(table, layer, (), 0, "not replayed", "it was never made, or its record is gone")
-    project = as_recorded(project_of(lake), record, _statements(lake))
+    project = as_recorded(records, project_of(lake), record, _statements(lake))
     if why := _other(table, project, record):
         return Replayed(table, layer, (), 0, "not replayed", why)
     alone = records.alone(table, layer) if neuron is None else []
@@ -256,7 +269,9 @@ def _other(table: str, project: Project, record: Mapping[str, Any]) -> str:
     made, again = json.loads(record["settings"]), json.loads(json.dumps(dict(hop.settings(project))))
     wrong = sorted(name for name in made.keys() | again.keys() if made.get(name) != again.get(name))
     if wrong:
-        return f"it was made with other {', '.join(wrong)} than this version has; use the package that made it"
+        return (
+            f"it was made with other {', '.join(wrong)} than there are here; use the flags and the package that made it"
+        )
     return ""
 
 
