@@ -34,7 +34,7 @@ from assets.project import Project
 from assets.step import BY_VALUE
 from pipeline.ports import Lake
 from pipeline.provenance import frame_hash
-from pipeline.tables import TABLES
+from pipeline.tables import IN_PASSING, TABLES
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,7 @@ class Hop:
     """Those that only some choices need."""
 
 
-WORTH_ASKING_AGAIN = ("timeout", "rate_limited", "server_error", "not_requested", "budget")
-"""Reasons for a missing answer that may be gone tomorrow; the others come with the reply, and replies are kept."""
+WORTH_ASKING_AGAIN = IN_PASSING
 
 UNANSWERED = "answers are missing"
 """In the cause of a slice that lacks such answers."""
@@ -133,7 +132,7 @@ class _Records:
         self._all: dict[tuple[str, int | None], list[dict[str, Any]]] = {}
         for row in rows.iter_rows(named=True):
             self._all.setdefault((row["table"], row["layer"]), []).append(row)
-        self._current: dict[tuple[str, int | None], str] = {}
+        self._current: dict[tuple[str, int | None], set[str]] = {}
         self._slices: dict[str, Mapping[int | None, tuple[int, frozenset[str | None]]]] = {}
 
     def whole(self, table: str, layer: int | None) -> dict[str, Any] | None:
@@ -188,9 +187,17 @@ class _Records:
         yield whole["content_hash"]
         if self.recomputed(table, layer):
             if (table, layer) not in self._current:
-                rows = self._lake.read(table, layer=layer)
-                self._current[table, layer] = frame_hash(rows, key=TABLES[table].key)
-            yield self._current[table, layer]
+                rows, key = self._lake.read(table, layer=layer), TABLES[table].key
+                later = [
+                    name
+                    for name, column in TABLES[table].columns.items()
+                    if column.added and name in rows.columns and rows.get_column(name).null_count() == len(rows)
+                ]
+                # What was made from it before a column was added knows it without.
+                self._current[table, layer] = {
+                    frame_hash(rows, key=key), frame_hash(rows, key=key, ignore=("run_id", *later)),
+                }  # fmt: skip
+            yield from self._current[table, layer]
 
 
 @dataclass

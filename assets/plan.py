@@ -213,7 +213,7 @@ def spent(lake: Lake, *, by_neuron: bool = False) -> pl.DataFrame:
         .unique()
         .collect()
         for table, requests in (
-            ("explanations", pl.concat_list("request_id")),
+            ("explanations", pl.concat_list("request_id", pl.col("other_request_ids").fill_null([]))),
             ("simulations", pl.col("request_ids")),
             ("judgements", pl.concat_list("request_id")),
         )

@@ -153,7 +153,9 @@ def _references(on: _Lake) -> Iterator[Check]:
     for layer in on.layers:
         on.say(f"following the references of layer {layer}")
         explanations = collect(
-            on.scan("explanations", layer).select("explanation_id", "request_id", "missing_because", "exemplar_ids")
+            on.scan("explanations", layer).select(
+                "explanation_id", "request_id", "other_request_ids", "missing_because", "exemplar_ids"
+            )
         )
         exemplars = collect(on.scan("exemplars", layer).select("exemplar_id", "sequence_id"))
         simulations = collect(
@@ -164,6 +166,7 @@ def _references(on: _Lake) -> Iterator[Check]:
         # An answer that failed in passing has no kept reply, and is asked for again.
         kept = ~pl.col("missing_because").is_in(WORTH_ASKING_AGAIN).fill_null(value=False)
         asked = explanations.filter(kept).get_column("request_id")
+        others = explanations.get_column("other_request_ids").explode()
         played = simulations.filter(kept).get_column("request_ids").explode()
         valued = scores.filter(pl.col("value").is_not_null())
         at = ["explanation_id", "simulator"]
@@ -176,7 +179,9 @@ def _references(on: _Lake) -> Iterator[Check]:
                 set(explanations.get_column("exemplar_ids").explode().drop_nulls()) - set(exemplars.get_column("exemplar_id"))
             ),
             "exemplars of no sequence": len(set(exemplars.get_column("sequence_id")) - known),
-            "requests without a kept reply": len({*asked.drop_nulls(), *played.drop_nulls()} - calls),
+            "requests without a kept reply": len(
+                {*asked.drop_nulls(), *others.drop_nulls(), *played.drop_nulls()} - calls
+            ),
             "layers without a record of their weights": int(layer not in sites),
         }  # fmt: skip
         findings += [f"layer {layer}: {count:,} {what}" for what, count in lost.items() if count]

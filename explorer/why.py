@@ -125,7 +125,8 @@ def _said(explanation: Mapping[str, Any] | None, calls: pl.DataFrame) -> Hop:
     if explanation["explainer"] == "none":
         says += ", from the neuron's table of tokens, without a language model."
     else:
-        says += f", by {explanation['explainer']}, with the prompt {explanation['prompt_hash']}."
+        prompt = f", with the prompt {explanation['prompt_hash']}" if explanation["prompt_hash"] else ""
+        says += f", by {explanation['explainer']}{prompt}."
         says += _asked(asked) if len(asked) else ""
     facts = {
         name: explanation[name] for name in ("identity", "text", "method", "explainer", "prompt_hash", "request_id")
@@ -237,7 +238,9 @@ def _sequences(lake: DeltaLake, exemplars: pl.DataFrame) -> pl.DataFrame:
 
 
 def _request(explanation: Mapping[str, Any] | None) -> list[str]:
-    return [explanation["request_id"]] if explanation and explanation["request_id"] else []
+    if not explanation or not explanation["request_id"]:
+        return []
+    return [explanation["request_id"], *(explanation["other_request_ids"] or ())]
 
 
 def _calls(lake: DeltaLake, request_ids: Sequence[str]) -> pl.DataFrame:

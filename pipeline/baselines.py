@@ -87,6 +87,7 @@ def explanations(
         pl.lit("none").alias("explainer"),
         pl.lit(None, pl.String).alias("prompt_hash"),
         pl.lit(None, pl.String).alias("request_id"),
+        pl.lit(None, pl.List(pl.String)).alias("other_request_ids"),
         pl.lit([], pl.List(pl.String)).alias("exemplar_ids"),
     )
 

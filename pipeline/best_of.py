@@ -8,6 +8,7 @@ report on another; Transluce's observatory chooses on the split that it scores).
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from pipeline.methods import BEST_OF, HYPOTHESES, answer
 from pipeline.provenance import identity, short
 from pipeline.rounds import Round, Rounds, usual
 from pipeline.simulations import Way
-from pipeline.tables import TABLES
+from pipeline.tables import IN_PASSING, TABLES
 from pipeline.token_activation_pairs import NeuronKey
 
 SPLIT = "calibrate"
@@ -98,6 +99,13 @@ def _chosen(
             chosen = max(group, key=lambda row: values.get(row["explanation_id"], -np.inf))
             reason = None
     text = None if chosen is None else chosen["text"]
+    # What failed in passing has no reply that is kept.
+    tried = [
+        row["request_ids"]
+        for one in group
+        for row in played.get(one["explanation_id"], {}).values()
+        if row["missing_because"] not in IN_PASSING
+    ]
     made = identity(
         "explanation",
         **{name: first[name] for name in (*AT, "explainer")},
@@ -107,7 +115,7 @@ def _chosen(
         missing_because=reason,
     )
     return {**(chosen or first), "method": method, "text": text, "missing_because": reason} | {
-        "explanation_id": short(made), "identity": made,
+        "explanation_id": short(made), "identity": made, "other_request_ids": sorted(set(chain(*tried))) or None,
     }  # fmt: skip
 
 

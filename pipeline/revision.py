@@ -29,7 +29,7 @@ from pipeline.ports import Reply, Request
 from pipeline.provenance import content_hash, identity, short
 from pipeline.rounds import Listening, Round, Rounds, usual
 from pipeline.scale import scale
-from pipeline.tables import TABLES
+from pipeline.tables import IN_PASSING, TABLES
 from pipeline.token_activation_pairs import MAX_TOKENS, Excerpt, NeuronKey, parse, phrase
 
 REVISION, RANDOM_REVISION = "revision", "revision-random"
@@ -74,7 +74,10 @@ def rounds(
                 expected = "active" if place < len(fitting[::2]) else "silent"
                 pieces = marked(_scaled(found, of_it, row["polarity"]), values=True)
                 tested[-1].append(prompts.as_data({"expected": expected, "found": pieces}))
-    found = list(zip(tested, (reason for _, reason in written), strict=True))
+    found = [
+        (lines, reason, None if reason in IN_PASSING else reply.request_id)
+        for lines, (_, reason), reply in zip(tested, written, replies, strict=True)
+    ]
     return (yield from _revised(REVISION, parents, found, evidence, model=model, seed=seed, spoken=spoken))
 
 
@@ -89,10 +92,10 @@ def random_rounds(
 ) -> Rounds:
     """The control: each explanation of `parents` revised with the texts that `drawn` gives."""
     said = parents.filter(pl.col("text").is_not_null())
-    found: list[tuple[list[str], str | None]] = []
+    found: list[tuple[list[str], str | None, str | None]] = []
     for key in said.select(AT).iter_rows():
         excerpts = texts.get(NeuronKey(*key), ())
-        found.append(([prompts.as_data({"found": marked(one, values=True, least=1)}) for one in excerpts], None))
+        found.append(([prompts.as_data({"found": marked(one, values=True, least=1)}) for one in excerpts], None, None))
     return (yield from _revised(RANDOM_REVISION, parents, found, evidence, model=model, seed=seed, spoken=spoken))
 
 
@@ -150,7 +153,7 @@ def drawn(
 def _revised(
     name: str,
     parents: pl.DataFrame,
-    found: Sequence[tuple[Sequence[str], str | None]],
+    found: Sequence[tuple[Sequence[str], str | None, str | None]],
     evidence: Mapping[NeuronKey, Evidence],
     *,
     model: str,
@@ -159,12 +162,13 @@ def _revised(
 ) -> Rounds:
     """Ask for the revisions of those `parents` that have words, and end with a row for each parent.
 
-    `found` has for each of those, in their order, what was found since, or the reason why nothing was.
+    `found` has for each of those, in their order, what was found since, or the reason why nothing was; and the request
+    that it took.
     """
     since = dict(zip(parents.filter(pl.col("text").is_not_null()).get_column("explanation_id"), found, strict=True))
     requests: dict[str, Request] = {}
     for row in parents.iter_rows(named=True):
-        lines, _ = since.get(row["explanation_id"], ((), None))
+        lines, *_ = since.get(row["explanation_id"], ((), None, None))
         if lines:
             of_it = evidence[NeuronKey(row["layer"], row["neuron"], row["polarity"])]
             request = _to_revise(name, row["text"], of_it.excerpts, lines, model=model, seed=seed)
@@ -174,13 +178,14 @@ def _revised(
     answered = dict(zip(requests, replies, strict=True))
     made: list[dict[str, Any]] = []
     for parent in parents.iter_rows(named=True):
-        _, reason = since.get(parent["explanation_id"], ((), parent["missing_because"]))
+        _, reason, before = since.get(parent["explanation_id"], ((), parent["missing_because"], None))
         text, reply = None, answered.get(parent["explanation_id"])
         if reply is not None:
             text, reason = parse(reply)
         request_id = None if reply is None else reply.request_id
         said = {"text": text, "missing_because": None if text is not None else reason or "no_evidence"}
-        made.append(_row(name, parent, said, request_id=request_id, model=model, spoken=spoken))
+        row = _row(name, parent, said, request_id=request_id, model=model, spoken=spoken)
+        made.append(row | {"other_request_ids": None if before is None else [before]})
     schema = {column: kind for column, kind in TABLES["explanations"].schema.items() if column != "run_id"}
     return pl.DataFrame(made, schema=schema)
 

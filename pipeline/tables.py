@@ -46,6 +46,9 @@ MISSING = {
 }
 """Why a value can be missing: the closed list, with the sentence that people see. No other reason is ever stored."""
 
+IN_PASSING = ("timeout", "rate_limited", "server_error", "not_requested", "budget")
+"""Reasons for a missing answer that may be gone tomorrow; the others come with the reply, and replies are kept."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -89,10 +92,14 @@ class Table:
     def conform(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The frame with this table's columns in order and its rows sorted, or an error that names the first fault.
 
+        Columns that were added later may be left out; they are null then.
+
         Raises:
             LakeError: a column is missing, unknown or of another type; a value is null or not finite where it must
                 not be; lists that belong together differ in length; a key occurs twice; a null has no reason.
         """
+        later = [name for name, column in self.columns.items() if column.added and name not in frame.columns]
+        frame = frame.with_columns(pl.lit(None, self.columns[name].type).alias(name) for name in later)
         missing = sorted(set(self.columns) - set(frame.columns))
         unknown = sorted(set(frame.columns) - set(self.columns))
         if missing or unknown:
@@ -405,6 +412,12 @@ explanations = Table(
             pl.String, "tagged hash of the prompt's files; null without a language model", nullable=True
         ),
         "request_id": Column(pl.String, "the request in `language_calls`", nullable=True),
+        "other_request_ids": Column(
+            pl.List(pl.String),
+            "further requests that it took: sentences to test an explanation on, simulations to choose among several",
+            nullable=True,
+            added=True,
+        ),
         "exemplar_ids": Column(pl.List(pl.String), "exemplars shown to the explainer"),
         **MADE,
     },

@@ -371,7 +371,11 @@ def test_the_best_of_three_is_chosen_on_texts_that_are_not_scored(folder, truth)
         assert folder.type("run", "--neurons", "0:1", *words[:-4], "--simulation", "json-many").exit_code == 0
     again = replay(folder.lake, Records(folder.lake), "explanations", 0)
     assert (again.outcome, again.said) == ("equal", "")
+    # What the choice took is counted for the neuron, and stands in the chain of its score.
+    paid_for = json.loads(folder.type("cost", "--json", "--by", "neuron").stdout)["rows"]
+    assert sum(row["requests"] for row in paid_for if row["neuron"] == 1) == 1 + 3 * 2 + 3 * 2
     rows = folder.table("explanations", layer=0)
+    assert len(rows.filter(method="best-of:3", neuron=1)["other_request_ids"].item()) == 3 * 2
     (best,) = rows.filter(method="best-of:3", neuron=1)["text"]
     assert best == 'the words "cat", "dog", "horse", "sheep", "mouse"'
     assert rows.filter(method="hypotheses:3", neuron=1)["text"].n_unique() == 3
@@ -409,6 +413,7 @@ def test_a_wrong_explanation_is_revised_by_what_the_subject_does_on_new_sentence
     right, wrong = next((one.what, one.wrong) for one in planted.neurons if (one.layer, one.neuron) == (0, 1))
     assert by_method["highlight"]["text"] == wrong
     assert by_method["revision"]["text"] == right
+    assert len(by_method["revision"]["other_request_ids"]) == 1
     assert by_method["revision"]["parent_id"] == by_method["highlight"]["explanation_id"]
     scores = folder.table("scores", layer=0, neurons=[1]).filter(scorer="ev_correlation", split="top_and_random")
     values = dict(scores.select("method", "value").iter_rows())

@@ -33,7 +33,7 @@ def simulated(**by_explanation):
         {
             "layer": 0, "neuron": 0, "polarity": "+", "explanation_id": explanation, "exemplar_id": f"e{place}", "true": TRUE,
             "expected": None if isinstance(found, str) else found, "missing_because": found if isinstance(found, str) else None,
-            "identity": f"sha256:{explanation}{place}",
+            "identity": f"sha256:{explanation}{place}", "request_ids": [f"{explanation}{place}"],
         }
         for explanation, several in by_explanation.items()
         for place, found in enumerate(several)
@@ -70,6 +70,14 @@ def test_the_candidate_that_simulates_best_stands(simulations, expected):
 
 def test_where_nothing_is_said_nothing_is_chosen():
     assert found(hypotheses(None, missing_because="dead_neuron"), simulated()) == "dead_neuron"
+
+
+def test_the_requests_that_the_choice_took_are_kept_with_it_but_for_those_that_failed_in_passing():
+    rows = best(hypotheses("a", "b"), simulated(a=[RIGHT, "timeout"], b=["unparsable", HALF]), number=2)
+    assert rows["other_request_ids"].to_list() == [["a0", "b0", "b1"]]
+    assert best(hypotheses(None, missing_because="dead_neuron"), simulated(), number=2)[
+        "other_request_ids"
+    ].to_list() == [None]
 
 
 def test_what_it_was_chosen_by_is_part_of_what_it_is():

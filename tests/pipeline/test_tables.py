@@ -1,6 +1,7 @@
 """Tables: every rule of a table is held to, and the message names what broke it."""
 
 import math
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -39,6 +40,11 @@ def test_right_rows_come_back_sorted_with_columns_in_order():
     frame = T.conform(rows({"x": 3.0}, {"x": 1.0}, {"x": 2.0, "b": None}).select(reversed(T.schema)))
     assert frame.columns == list(T.schema)
     assert frame.get_column("id").to_list() == ["1", "2", "0"]
+
+
+def test_a_column_that_was_added_later_may_be_left_out_and_is_null_then():
+    later = replace(T, columns=T.columns | {"late": Column(pl.String, "a text", nullable=True, added=True)})
+    assert later.conform(rows({})).get_column("late").to_list() == [None]
 
 
 def test_no_rows_are_right_for_every_table():
