@@ -112,12 +112,15 @@ HOPS: dict[str, Hop] = {
 """Every table in the order of the hops."""
 
 
+def looked_at(project: Project) -> list[str]:
+    """The tables that matter to a project, in the order of the hops: judgements do if a scorer asks for them."""
+    return [table for table in HOPS if table != "judgements" or project.choices.scorers]
+
+
 def states(lake: Lake, project: Project, outside: Outside, *, layers: Sequence[int]) -> list[State]:
     """The state of every table, of the layers given if it has layers, in the order of the hops."""
     comparison = _Comparison(_Records(lake), project, outside)
-    for table in HOPS:
-        if table == "judgements" and not project.choices.scorers:
-            continue
+    for table in looked_at(project):
         for layer in layers if TABLES[table].by_layer else (None,):
             comparison.look(table, layer)
     return list(comparison.found.values())
@@ -242,7 +245,7 @@ class _Comparison:
         """Why all neurons of a layer are stale, why some are, and which were recomputed alone."""
         some: dict[int, str] = {}
         alone: set[int] = set()
-        for table in HOPS:
+        for table in looked_at(self.project):
             at = layer if TABLES[table].by_layer else None
             state, record = self.found[table, at], self.records.whole(table, at)
             if state.status in ("missing", "failed") and table not in ("connections", "vocabulary"):
@@ -358,7 +361,7 @@ def of_neurons(lake: Lake, project: Project, outside: Outside, *, layer: int) ->
     about it is missing that may come tomorrow; missing if nothing was ever said of it.
     """
     comparison = _Comparison(_Records(lake), project, outside)
-    for table in HOPS:
+    for table in looked_at(project):
         comparison.look(table, layer if TABLES[table].by_layer else None)
     everyone, some, alone = comparison.of_neurons(layer)
     reasons = [
