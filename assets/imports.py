@@ -205,7 +205,9 @@ class _Writer:
             self._taken.rows[name] = self._taken.rows.get(name, 0) + kept
 
     def _sequence_rows(self, rows: pl.DataFrame) -> None:
-        new = rows.filter(~pl.col("sequence_id").is_in(list(self._known))) if self._known else rows
+        new = rows.filter(
+            pl.Series([name not in self._known for name in rows.get_column("sequence_id")], dtype=pl.Boolean)
+        )
         self._known.update(new.get_column("sequence_id"))
         self._sequences.append(new)
         if sum(map(len, self._sequences)) >= SEQUENCES:
