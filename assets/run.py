@@ -98,6 +98,8 @@ def failure(result: dg.ExecuteInProcessResult) -> NeuronLedgerError:
     for event in result.all_events:
         if event.is_step_failure and event.step_failure_data.error:
             error = event.step_failure_data.error
+            if error.cls_name == "DagsterAssetCheckFailedError":
+                return NeuronLedgerError(f"nothing more is made from it: {_failed_checks(result)}")
             # The first of our own errors says what to do; what lies below it is how a library put it.
             while error.cause and error.cls_name not in OURS:
                 error = error.cause

@@ -17,7 +17,7 @@ from pipeline.exemplars import SCORED, SHOWN
 from pipeline.explanations import NEVER_ASKED
 from pipeline.scale import scale
 from pipeline.scores import scores
-from pipeline.tables import TABLES
+from pipeline.tables import MISSING, TABLES
 
 FAILURES_ALLOWED = 0.2
 """Share of language-model answers that may be missing before the check fails."""
@@ -233,7 +233,7 @@ def _failure_share(rows: pl.DataFrame, column: str) -> Finding:
     failed = rows.get_column(column).null_count()
     share = failed / len(rows) if len(rows) else 0.0
     reasons = sorted(rows.get_column("missing_because").drop_nulls().mode().to_list())
-    most = f", most often {reasons[0]}" if reasons else ""
+    most = f", most often {reasons[0]} ({MISSING[reasons[0]]})" if reasons else ""
     return Finding(
         "few_answers_are_missing",
         share <= FAILURES_ALLOWED,

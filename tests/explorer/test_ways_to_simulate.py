@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from explorer.fake_endpoint import FakeEndpoint
+from explorer.kept import Kept
+from explorer.server import Explorer
+from explorer.staleness import Staleness
 
 
 def _load(name):
@@ -78,7 +81,7 @@ def test_a_plan_counts_the_requests_of_every_way(copied, served, way):
 def test_a_model_whose_digits_stand_alone_has_no_answer_where_it_would_be_a_wrong_one(copied, served):
     with served(FakeEndpoint(digits=1).app()) as url:
         result = copied.type("run", "--neurons", "0:1", *words(url, "all-at-once"))
-        assert "few_answers_are_missing" in result.stderr
+        assert "10 of 10 missing, most often no_probabilities (no probabilities came" in result.stderr
         assert set(simulated(copied)["missing_because"]) == {"no_probabilities"}
         assert copied.type("run", "--neurons", "0:1", *words(url, "json-logprobs")).exit_code == 0
     rows = simulated(copied)
@@ -104,3 +107,21 @@ def test_a_model_in_this_process_simulates_what_an_endpoint_explains_and_its_sco
     # A random model may hold no number likely at any place; where it does, what is expected is kept.
     for row in rows.iter_rows(named=True):
         assert (row["expected"] is None) == (row["missing_because"] == "no_probabilities")
+
+
+def test_an_answer_that_lacks_its_last_token_keeps_the_others_in_table_score_and_page(copied, served, asking, tmp_path):
+    with served(FakeEndpoint({"wrong_length": 1.0}).app()) as url:
+        assert copied.type("run", "--neurons", "0:1", *words(url, "json")).exit_code == 0
+    rows = simulated(copied)
+    for row in rows.iter_rows(named=True):
+        assert row["expected"][-1] is None
+        assert None not in row["expected"][:-1]
+        assert row["coverage"] == pytest.approx(1 - 1 / len(row["true"]))
+    found = copied.table("scores", **NEURON)
+    assert found.filter((found["simulator"] == "scripted") & (found["scorer"] == "ev_correlation"))["value"][0] > 0.9
+    explorer = Explorer(Kept(copied.lake), Staleness(copied.lake, None), copied.home, tmp_path / "files", {"lake": "x"})
+    with served(explorer.app()) as address:
+        status, page = asking(f"{address}/0/1.json")
+        assert asking(f"{address}/0/1")[0] == status == 200
+    explained = next(one for one in json.loads(page)["explanations"] if one["method"] == "token-activation-pairs")
+    assert explained["text"] is not None
