@@ -137,6 +137,17 @@ class Index:
         )
 
 
+def best_words(kept: Kept, neurons: Iterable[tuple[int, int]]) -> Mapping[tuple[int, int], str]:
+    """The best explanation of each of these neurons, as far as the index is made already: no page waits for it."""
+    known = kept.ready("index")
+    if known is None:
+        return {}
+    wanted = pl.DataFrame(sorted(set(neurons)), schema={"layer": pl.Int32, "neuron": pl.Int32}, orient="row")
+    found = known.neurons.join(wanted, on=["layer", "neuron"], how="semi")
+    rows = found.select("layer", "neuron", "text").drop_nulls().iter_rows()
+    return {(layer, neuron): text for layer, neuron, text in rows}
+
+
 def query(words: str) -> str:
     """A full-text query for all these words, the last one as the beginning of a word. Nothing in them is syntax."""
     found = re.findall(r"[^\W_]+", words)

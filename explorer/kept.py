@@ -53,6 +53,11 @@ class Kept:
         found: T = known[1]
         return found
 
+    def ready(self, name: str) -> Any | None:
+        """What was read under this name, even if something was written since; None if nothing was."""
+        known = self._kept.get(name)
+        return None if known is None else known[1]
+
     def windows(self, sequence_ids: Iterable[str]) -> Mapping[str, Window]:
         """Those of these sequences that the lake has."""
         columns = ["sequence_id", "document_id", "split", "offset", "token_ids", "token_bytes"]

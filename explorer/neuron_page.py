@@ -177,7 +177,7 @@ def _cell(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{name: row[name] for name in (
             "split", "value", "missing_because", "ci_low", "ci_high", "n_sequences", "n_tokens", "n_failed", "formula_version",
-            "token_lookup", "token_linear", "identity",
+            "token_lookup", "token_linear", "p_value", "identity",
         )},
         "reason": sentence(row["missing_because"]),
         "context_gain": None if value is None or lookup is None else value - lookup,

@@ -227,6 +227,7 @@ def _neuron(here: Here, found: dict[str, Any]) -> dict[str, Any]:
         "quantiles": list(zip(("50 %", "90 %", "99 %", "99.9 %"), statistics["quantile_boundaries"], strict=False)),
         "commands": [
             (t("To compute this neuron again, and nothing else"), found["commands"]["recompute"]),
+            (t("To run everything again and compare it with what is kept"), found["commands"]["verify"]),
             (t("The same in a terminal"), found["commands"]["show"]),
             (t("To read what this page shows, in Python"), found["commands"]["read"]),
         ],

@@ -31,7 +31,7 @@ from starlette.routing import Route
 
 from explorer import lists, neuron_page
 from explorer.guard import EMBEDDED, MOST_BYTES, Guard, check_address
-from explorer.index import FilterError, Filters, Index, index
+from explorer.index import FilterError, Filters, Index, best_words, index
 from explorer.kept import Kept
 from explorer.neuron_page import NotThereError
 from explorer.pages import Here, dressed, page
@@ -140,6 +140,10 @@ class Explorer:
         verdicts = self.verdicts().said_of(layer, neuron)
         for one in found["explanations"]:
             one["reviews"] = verdicts.get(one["explanation_id"], [])
+        joined = [one for kind in (found["connections"] or {}).values() for one in kind or () if "layer" in one]
+        said = best_words(self.kept, [(one["layer"], one["neuron"]) for one in joined])
+        for one in joined:
+            one["text"] = said.get((one["layer"], one["neuron"]))
         people = self.people.of(layer, neuron, known=found["explanations"])
         return (
             found
@@ -184,6 +188,7 @@ class Explorer:
             "uri": self.kept.lake.uri,
             "commands": {
                 "recompute": neuron_page.command(f"run --neurons {name}", self.flags),
+                "verify": neuron_page.command(f"verify {name}", self.flags),
                 "show": neuron_page.command(f"show {name}", self.flags),
                 "read": neuron_page.snippet(self.kept.lake.uri, layer, neuron),
             },

@@ -266,6 +266,9 @@ FRENCH: Mapping[str, str] = {
     "This neuron fires on": "Ce neurone est actif sur",
     "Note it": "Le noter",
     "It goes to a file, and a run simulates and scores it like those of language models, on texts that nobody was shown:": "Elle va dans un fichier, et une exécution la simule et la note comme celles des modèles de langue, sur des textes que personne n'a vus :",
+    "To run everything again and compare it with what is kept": "Pour tout refaire et le comparer à ce qui est gardé",
+    "by chance": "par hasard",
+    "By chance: the share of permutations of whole texts that score as much.": "Par hasard : la part des permutations de textes entiers qui ont un score aussi haut.",
 }
 
 

@@ -65,6 +65,7 @@ def test_every_score_of_a_neuron_is_on_its_page_by_its_own_scorer_as_in_the_tabl
             "n_tokens",
             "n_failed",
             "missing_because",
+            "p_value",
             "token_lookup",
         ):
             assert cell[name] == row[name]
