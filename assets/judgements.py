@@ -25,6 +25,7 @@ def settings(project: Project) -> dict[str, Any]:
         # As freshness names whoever is asked.
         "simulator": project.choices.simulator,
         "seed": project.choices.seed,
+        **({"probabilities": True} if _likely(project) else {}),
         **{f"prompt of {name}": judged_by_model.PROMPT_HASHES[name] for name in project.choices.scorers},
     }
 
@@ -62,9 +63,14 @@ def questions(project: Project, inputs: dict[str, Any]) -> tuple[judged_by_model
     judged = judged_by_model.texts_to_judge(inputs["activations"], inputs["exemplars"], inputs["sequences"])
     asked = judged_by_model.requests(
         inputs["explanations"], judged, display(inputs["sequences"]),
-        scorers=project.choices.scorers, model=model, seed=project.choices.seed,
+        scorers=project.choices.scorers, model=model, seed=project.choices.seed, likely=_likely(project),
     )  # fmt: skip
     return asked, model
+
+
+def _likely(project: Project) -> bool:
+    """Whether the judge is asked for probabilities: where the simulator is, the endpoint gives them."""
+    return project.choices.simulation == "json-logprobs"
 
 
 def define(project: Project) -> dg.AssetsDefinition:

@@ -16,8 +16,12 @@ that are kept, up to ten; quiet ones up to ten in the order of their ids, which 
 
 import hashlib
 import json
+import math
+import re
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -39,6 +43,8 @@ MARKED_FROM = 0.3
 TEXTS = 10
 """Most active texts, and most quiet ones, that one scorer reads of a neuron."""
 TO_A_REQUEST = 5
+LIKELY = 5
+"""Likely tokens to ask for in each place, where probabilities are wanted (as delphi does)."""
 
 AT = ["layer", "neuron", "polarity"]
 
@@ -134,10 +140,12 @@ def requests(
     scorers: Sequence[str],
     model: str,
     seed: int,
+    likely: bool = False,
 ) -> Asked:
     """The requests to judge every explanation that a language model or a person wrote.
 
-    `judged` is that of `texts_to_judge`, and `texts` gives the display strings of each sequence, one per token.
+    `judged` is that of `texts_to_judge`, and `texts` gives the display strings of each sequence, one per token. `likely`
+    asks for probabilities too.
     """
     neurons = {key: list(group.iter_rows(named=True)) for key, group in judged.group_by(AT, maintain_order=True)}
     asked: Asked = []
@@ -150,7 +158,8 @@ def requests(
             for first in range(0, len(items[*key, scorer]), TO_A_REQUEST):
                 some = tuple(items[*key, scorer][first : first + TO_A_REQUEST])
                 question = Question(row["explanation_id"], scorer, first, some)
-                asked.append((question, _request(row["text"], some, texts, scorer=scorer, model=model, seed=seed)))
+                request = _request(row["text"], some, texts, scorer=scorer, model=model, seed=seed)
+                asked.append((question, replace(request, logprobs=LIKELY) if likely else request))
     return asked
 
 
@@ -166,7 +175,9 @@ def rows(asked: Asked, replies: Sequence[Reply], explanations: pl.DataFrame, *, 
     for (question, _), reply in zip(asked, replies, strict=True):
         explanation = said[question.explanation_id]
         answers = parse(reply, len(question.items))
+        likely = probabilities(reply)
         for place, (item, (value, reason)) in enumerate(zip(question.items, answers, strict=True)):
+            probability = None if value is None else likely.get(place)
             found.append(
                 {
                     **{name: explanation[name] for name in AT},
@@ -179,7 +190,7 @@ def rows(asked: Asked, replies: Sequence[Reply], explanations: pl.DataFrame, *, 
                     "marked_tokens": list(item.marks),
                     "fits": item.fits,
                     "value": value,
-                    "probability": None,
+                    "probability": probability,
                     "missing_because": reason,
                     "request_id": reply.request_id,
                     "identity": identity(
@@ -194,6 +205,7 @@ def rows(asked: Asked, replies: Sequence[Reply], explanations: pl.DataFrame, *, 
                         marks=list(item.marks),
                         value=value,
                         missing_because=reason,
+                        **({} if probability is None else {"probability": probability}),
                     ),
                 }
             )
@@ -224,6 +236,33 @@ def parse(reply: Reply, count: int) -> list[tuple[float | None, str | None]]:
     if len(answers) < len(pairs) or not answers.keys() <= set(range(count)):
         return [(None, "wrong_length")] * count
     return [(answers[place], None) if place in answers else (None, "wrong_length") for place in range(count)]
+
+
+def probabilities(reply: Reply) -> dict[int, float]:
+    """Of each text for which it is known, the probability of yes: p(1) / (p(0) + p(1)) in the place of its answer.
+
+    Answer and probabilities meet by where they stand in the reply. Tokens that hold more than the answer count where
+    their rivals differ in the answer alone.
+    """
+    likely, text = reply.likely or (), reply.text or ""
+    if "".join(one.token for one in likely) != text:
+        return {}
+    starts = list(accumulate((len(one.token) for one in likely[:-1]), initial=0))
+    found: dict[int, float] = {}
+    for pair in re.finditer(r"\[\s*([0-9]{1,3})\s*,\s*([01])\s*\]", text):
+        at = bisect_right(starts, pair.start(2)) - 1
+        token, offset = likely[at].token, pair.start(2) - starts[at]
+        chances = [
+            math.fsum(
+                math.exp(logprob)
+                for rival, logprob in likely[at].tokens
+                if rival == token[:offset] + answer + token[offset + 1 :]
+            )
+            for answer in "01"
+        ]
+        if sum(chances) > 0:
+            found[int(pair[1])] = chances[1] / sum(chances)
+    return found
 
 
 def _is_answer(number: int, answer: int) -> bool:

@@ -1,6 +1,7 @@
 """Judgements: which texts are held against an explanation, how they are shown, and what becomes of the answers."""
 
 import json
+import math
 from pathlib import Path
 
 import polars as pl
@@ -9,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import SettingsError
-from pipeline.judgements import SCORERS, parse, parse_scorers, requests, rows, texts_to_judge
-from pipeline.ports import Reply
+from pipeline.judgements import SCORERS, parse, parse_scorers, probabilities, requests, rows, texts_to_judge
+from pipeline.ports import Likely, Reply
 from pipeline.tables import TABLES
 from pipeline.testing import Planted, PlantedNeuron, ScriptedLanguageModel
 
@@ -212,6 +213,40 @@ def test_a_model_that_knows_the_truth_is_right_about_every_text_by_every_scorer(
     assert table_rows.filter(pl.col("value") != pl.col("fits").cast(pl.Float64)).is_empty()
     assert len(table_rows) == 5 + 5 + 4
     assert set(table_rows["explanation_id"]) == {"e"}
+
+
+def likely(*tokens):
+    """A reply from its tokens: plain ones, or (token, its rivals with probabilities)."""
+    spelled = [Likely(t, ((t, 0.0),)) if isinstance(t, str) else Likely(t[0], tuple((r, math.log(p)) for r, p in t[1].items()))
+               for t in tokens]  # fmt: skip
+    return Reply("r", "".join(one.token for one in spelled), None, likely=tuple(spelled))
+
+
+def test_the_probability_of_yes_is_that_of_1_among_0_and_1_in_the_place_of_the_answer():
+    reply = likely(
+        '{"answers": [[', "0", ",", ("1", {"1": 0.6, "0": 0.2, "2": 0.1}), "], [", "1", ", ", ("0]", {"0]": 0.5, "1]": 0.5, "1": 0.1}),
+        ", [2,1", "]]}",
+    )  # fmt: skip
+    assert parse(reply, 3) == [(1.0, None), (0.0, None), (1.0, None)]
+    # Of the last only that it was said is known.
+    assert probabilities(reply) == pytest.approx({0: 0.75, 1: 0.5, 2: 1.0})
+
+
+def test_without_probabilities_or_with_those_of_another_text_none_is_known():
+    assert probabilities(Reply("r", '{"answers": [[0, 1]]}', None)) == {}
+    assert probabilities(Reply("r", '{"answers": [[0, 1]]}', None, likely=(Likely("x", ()),))) == {}
+    assert probabilities(Reply("r", None, "timeout")) == {}
+
+
+def test_probabilities_are_asked_for_and_kept_where_they_are_wanted():
+    neuron = PlantedNeuron(0, 0, EXPLANATION, "", ("red",), None, "tokens", "+")
+    language = ScriptedLanguageModel(Planted(Path(), (neuron,)))
+    judged = texts_to_judge(records(), exemplars(), SEQUENCES)
+    questions = requests(SAID, judged, WORDS, scorers=["detection"], model="m", seed=0, likely=True)
+    assert {request.logprobs for _, request in questions} == {5}
+    replies, _ = language.answer([request for _, request in questions], run_id="r")
+    found = rows(questions, replies, SAID, model="m")
+    assert (found["probability"] > 0.5).to_list() == found["fits"].to_list()
 
 
 @pytest.mark.parametrize(
