@@ -139,11 +139,24 @@ def run(
 
 @main.command()
 @click.option("--layers", "wanted", help="Layers to plan for, such as 0-3,7; all of them unless given.")
+@click.option(
+    "--profile",
+    help="`gpt2`, `gpt2-xl`, `llama-70b`: a model of this shape instead of the subject, and all that it takes.",
+)
 @click.option("--json", "as_json", is_flag=True, help="{layers: [...], total: {...}, without_exemplars: [...]}.")
 @settings_options
 @reported
-def plan(wanted: str | None, as_json: bool, **flags: Any) -> None:  # noqa: FBT001 (click passes flags by name)
+def plan(wanted: str | None, profile: str | None, as_json: bool, **flags: Any) -> None:  # noqa: FBT001 (click passes flags by name)
     """What a run with these settings would ask of language models, and what that would cost. Sends nothing."""
+    if profile is not None:
+        from explorer import profiling
+
+        estimate = profiling.profile(profile, load(**flags))
+        if as_json:
+            click.echo(json.dumps(estimate.as_dict()))
+        else:
+            screen().print(profiling.lines(estimate))
+        return
     from assets.definitions import open_lake, open_language, open_project, open_subject
     from assets.plan import as_dict, planned, ready
     from explorer import terminal

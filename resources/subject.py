@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,6 +67,11 @@ class _Piece:
         )
 
 
+def _in_full(name: str) -> str:
+    """A file or folder in a form that holds in any working folder; anything else as it is."""
+    return str(Path(name).expanduser().resolve()) if name and Path(name).expanduser().exists() else name
+
+
 class HuggingFaceSubject:
     """A subject model from the Hugging Face hub, a local folder, or the demo package.
 
@@ -104,8 +110,10 @@ class HuggingFaceSubject:
 
     def __reduce__(self) -> "tuple[Callable[[], HuggingFaceSubject], tuple[()]]":
         """For another process or machine, which loads the weights by itself."""
-        chosen = {"device": self._asked_device, "dtype": self.dtype, "site": self._site.name}
-        return partial(HuggingFaceSubject, self.name, revision=self._folder.revision, **chosen), ()
+        kind, colon, place = self._site.name.partition(":")
+        chosen = {"device": self._asked_device, "dtype": self.dtype, "site": kind + colon + _in_full(place)}
+        name = _in_full(self.name) if self._folder.kind == "folder" else self.name
+        return partial(HuggingFaceSubject, name, revision=self._folder.revision, **chosen), ()
 
     def layers(self) -> Sequence[LayerSite]:
         """The layers with their neurons, from the configuration alone (and the files of the site, if it has any)."""

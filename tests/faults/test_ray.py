@@ -1,6 +1,7 @@
 """A forward pass on a real cluster of two nodes, a worker of which is killed: the same bytes as on one machine."""
 
 import os
+import pickle
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +101,17 @@ class Turns(ThisMachine):
                 raise MachinesError("lost")
 
         return super().reduce(work, shared, [pieces[at] for at in order], join, n_results=n_results, finished=heard)
+
+
+def test_a_subject_is_found_by_processes_with_other_working_folders(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(home)
+    kept = pickle.dumps(HuggingFaceSubject("subject", device="cpu"))
+    monkeypatch.chdir(tmp_path)
+    found = pickle.loads(kept)
+    assert found.name == str(home / "subject")
+    assert found.fingerprints() == HuggingFaceSubject(str(home / "subject"), device="cpu").fingerprints()
 
 
 def test_pieces_in_any_order_end_in_the_bytes_of_one_pass(home: Path, tmp_path: Path) -> None:
