@@ -102,7 +102,8 @@ def test_candidates_are_simulated_on_texts_that_are_neither_shown_nor_scored(lay
     assert calibration.join(layer.exemplars, on="exemplar_id").is_empty()
 
 
-def test_the_rounds_ask_for_hypotheses_and_then_simulate_each(layer):
+@pytest.mark.parametrize("way", ["json", "json-logprobs", "all-at-once"])
+def test_the_rounds_ask_for_hypotheses_and_then_simulate_each(layer, way):
     texts = display(layer.sequences)
     shown = evidence(layer.exemplars, layer.associations, texts, token_texts(layer.sequences))
     calibration = calibrating(layer.activations, layer.sequences)
@@ -115,7 +116,7 @@ def test_the_rounds_ask_for_hypotheses_and_then_simulate_each(layer):
 
     rows = driven(
         rounds(
-            layer.explanations, layer.exemplars, texts, number=2, calibration=calibration, model="m", simulator="s", way="json",
+            layer.explanations, layer.exemplars, texts, number=2, calibration=calibration, model="m", simulator="s", way=way,
             seed=0, evidence=shown,
         ),
         answer,

@@ -27,6 +27,7 @@ from pipeline.methods import (
     tables,
 )  # fmt: skip
 from pipeline.ports import Reply
+from pipeline.revision import sentences
 from pipeline.tables import TABLES
 from pipeline.texts import display, token_texts
 
@@ -202,6 +203,33 @@ def test_no_reply_makes_a_method_fail_or_invent(text):
         found, reason = read(name, Reply("r", text, None))
         assert (not found) == (reason is not None)
         assert all(explanation in text for explanation in found)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["explanation", "explanations", "reasoning", "fitting", "other", "x"]), JSON))
+def test_no_object_of_the_wrong_shape_makes_a_method_fail_or_invent(answered):
+    text = json.dumps(answered)
+    strings = {" ".join(leaf.split()) for leaf in _texts(answered)}
+    for name in ASKING:
+        found, reason = read(name, Reply("r", text, None))
+        assert (not found) == (reason is not None)
+        assert strings.issuperset(found)
+    (fitting, other), reason = sentences(Reply("r", text, None))
+    assert (not fitting) == (not other) == (reason is not None)
+    assert strings.issuperset({*fitting, *other})
+
+
+def _texts(value):
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [text for one in inner for text in _texts(one)]
 
 
 def test_what_stands_beside_the_worked_cases_is_of_them():
