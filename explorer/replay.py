@@ -222,14 +222,18 @@ def replay(lake: Lake, records: Records, table: str, layer: int, neuron: int | N
     read = {
         name: entry["version"] for name, entry in json.loads(record["inputs"]).items() if entry["version"] is not None
     }
+    # Which neurons of a layer were asked about can only be told from all of them; one that is made alone always is.
+    drawn = neuron is not None and record["neurons"] is None and "select" in json.loads(record["settings"])
+    at = {"layer": layer, "neuron": None if drawn else neuron}
     # What was drawn from other rows of the same table was drawn from those before the write.
-    before = {table: max(record["version"] - 1, 0)} if neuron is not None else {}
+    before = {table: max(record["version"] - 1, 0)} if at["neuron"] is not None else {}
     differs: list[str] = []
     neurons: tuple[int, ...] = ()
     for versions in (before, before | read):
         try:
             language = Kept(lake)
-            made = _make(_ReadOnly(lake, versions), language, project, table, {"layer": layer, "neuron": neuron})
+            made = _make(_ReadOnly(lake, versions), language, project, table, at)
+            made = made.filter(pl.col("neuron") == neuron) if drawn else made
         except (NeuronLedgerError, dg.Failure) as error:
             said = str(error.description if isinstance(error, dg.Failure) else error)
             return Replayed(table, layer, (), len(stored), "differs", f"it cannot be made again: {said}")

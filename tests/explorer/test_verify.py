@@ -39,7 +39,10 @@ def replied(made, tmp_path_factory):
     while not server.started:
         time.sleep(0.01)
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
-    done = folder.type("run", "--neurons", "0:1", "--explainer", "scripted", "--base-url", url)
+    asking = ("--explainer", "scripted", "--base-url", url)
+    methods = ("--methods", "token-activation-pairs,random-explanation,empty")
+    assert folder.type("run", "--layers", "0", "--select", "random:2", *methods, *asking).exit_code == 0
+    done = folder.type("run", "--neurons", "0:1", *asking)
     server.should_exit = True
     thread.join()
     assert done.exit_code == 0, done.stderr
@@ -68,6 +71,15 @@ def test_prompts_and_replies_of_a_language_model_come_out_again_without_it(repli
     found = replay(replied.lake, Records(replied.lake), "explanations", 0, 1)
     assert len(found.requests) == 1
     assert verified(replied, "--layer", "0")[0] == 0
+
+
+def test_neurons_that_nobody_asked_about_have_no_rows_too_many(replied):
+    explained = replied.table("explanations", layer=0).filter(pl.col("explainer") == "scripted")
+    asked = set(explained.get_column("neuron"))
+    neurons = set(replied.table("explanations", layer=0).get_column("neuron"))
+    for neuron in (min(neurons - asked), min(asked - {1})):
+        found = replay(replied.lake, Records(replied.lake), "explanations", 0, neuron)
+        assert (found.outcome, found.said) == ("equal", "")
 
 
 def test_a_reply_that_was_changed_is_named(replied, tmp_path):
