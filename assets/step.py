@@ -33,7 +33,7 @@ DATA_VERSION_TAG = "dagster/data_version"
 DATA_VERSION_IS_OURS_TAG = "dagster/data_version_is_user_provided"
 CODE_VERSION_TAG = "dagster/code_version"
 
-BY_VALUE = ("neuron_statistics", "token_associations", "connections", "vocabulary")
+BY_VALUE = ("activations", "neuron_statistics", "token_associations", "connections", "vocabulary")
 """Tables whose identities name the weights or the tokenizer. What is made from them depends on their values
 alone, which others may give too, so these are hashed as well."""
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from assets.freshness import HOPS, Outside, states
+from assets.freshness import HOPS, Outside, looked_at, states
 from assets.project import Choices, Project
 from benchmarks import subjects
 from benchmarks.figures import Figure, as_json, as_text
@@ -200,8 +200,8 @@ def _fill(lake: DeltaLake, project: Project, outside: Outside) -> None:
     records: list[dict[str, Any]] = []
     contents: dict[tuple[str, int | None], str] = {}
     weights = {"corpus": outside.corpus, "tokenizer": outside.tokenizer, "checkpoint": outside.checkpoint}
-    for table, hop in HOPS.items():
-        declared = TABLES[table]
+    for table in looked_at(project):
+        hop, declared = HOPS[table], TABLES[table]
         for layer in range(len(project.n_neurons)) if declared.by_layer else (None,):
             rows = _thin(table, layer, 6_400 if "neuron" in declared.columns else 1, ROWS.get(table, 1))
             commit = lake.replace(table, rows, layer=layer, record={})

@@ -183,15 +183,13 @@ def test_a_model_that_is_as_it_was_again_makes_old_rows_fresh(project: Project) 
     }
 
 
-def test_weights_that_no_text_reaches_leave_everything_after_the_exemplars_fresh(project: Project) -> None:
+def test_weights_that_no_text_reaches_leave_everything_after_the_activations_fresh(project: Project) -> None:
     before = project.tables()
     project.edit("wte.weight", lambda weight: weight[unused(project)].add_(0.5))
     outcome = project.refresh()
     assert outcome.made == [
         "subject_layers layers 0-1",
         "activations layers 0-1",
-        "exemplars layer 0",
-        "exemplars layer 1",
         "connections layers 0-1",
         "layer_summary",
     ]
