@@ -247,13 +247,11 @@ class Explorer:
         )
 
     def _failed(self, request: Request, error: Exception) -> Response:
-        status = (
-            404
-            if isinstance(error, NotThereError)
-            else 400
-            if isinstance(error, FilterError | ReviewError | SettingsError)
-            else 500
+        # What is wrong with a form is the visitor's; a file of the project that cannot be read is not.
+        is_asked_wrongly = isinstance(error, FilterError | ReviewError) or (
+            isinstance(error, SettingsError) and request.method == "POST"
         )
+        status = 404 if isinstance(error, NotThereError) else 400 if is_asked_wrongly else 500
         return self._sorry(request, status, str(error))
 
     def _sorry(self, request: Request, status: int, said: str) -> Response:
