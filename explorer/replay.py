@@ -198,6 +198,8 @@ def as_recorded(
         judged = records.last("judgements", record["layer"])
         chosen["simulator"] = json.loads(judged["settings"]).get("simulator") if judged else None
     played = made.get("prompt" if record["table"] == "simulations" else "prompt of simulator")
+    if made.get("probabilities"):
+        chosen["simulation"] = "json-logprobs"
     if played is not None:
         chosen["simulation"] = next(
             (way for way, prompt in PROMPT_HASHES.items() if prompt == played), project.choices.simulation
