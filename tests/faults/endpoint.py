@@ -195,7 +195,11 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        length = int(self.headers["Content-Length"])
+        body = self.rfile.read(length)
+        if len(body) < length:
+            self.close_connection = True  # the client was killed while it asked
+            return
         key = self.headers.get("Authorization", "").removeprefix("Bearer ")
         fault, (status, headers, reply) = self.server.scripted.receive(body, key)  # type: ignore[attr-defined]
         if fault == "hang up":
