@@ -2,6 +2,7 @@
 
 import signal
 from itertools import pairwise
+from types import SimpleNamespace
 
 import dagster as dg
 import pytest
@@ -125,7 +126,8 @@ def test_each_neuron_is_a_run_of_its_own_and_one_that_fails_stops_no_other(insta
     names = ["neuron_exemplars", "neuron_explanations", "neuron_simulations", "neuron_scores"]
     built = definitions(*(define(name, *names[:place][-1:]) for place, name in enumerate(names)))
     said = []
-    runner = Runner(built, instance, lake=None, project=None, outside=None, say=said.append)
+    project = SimpleNamespace(choices=SimpleNamespace(scorers=()))
+    runner = Runner(built, instance, lake=None, project=project, outside=None, say=said.append)
     outcome = runner.recompute([(0, 1), (2, 0)])
     assert outcome.made == ["neuron 2:0"]
     assert outcome.failed == {"neuron 0:1": "no"}
