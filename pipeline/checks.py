@@ -22,6 +22,9 @@ from pipeline.tables import MISSING, TABLES
 FAILURES_ALLOWED = 0.2
 """Share of language-model answers that may be missing before the check fails."""
 
+RECOMPUTED = 100
+"""Neurons of a layer whose scores are computed again, drawn by the seed. `verify` and `audit` do so for all."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -216,14 +219,29 @@ def _judgements(rows: pl.DataFrame, *, sequences: pl.DataFrame, exemplars: pl.Da
     ]
 
 
-def _scores(rows: pl.DataFrame, *, simulations: pl.DataFrame, explanations: pl.DataFrame, **more: Any) -> list[Finding]:
-    again = scores(simulations, explanations, **more)
+def _scores(
+    rows: pl.DataFrame, *, simulations: pl.DataFrame, explanations: pl.DataFrame, seed: int, **more: Any
+) -> list[Finding]:
+    neurons = rows.get_column("neuron").append(explanations.get_column("neuron")).unique().sort().to_numpy()
+    drawn = pl.Series(np.random.default_rng(seed).permutation(neurons)[:RECOMPUTED], dtype=rows.schema["neuron"])
+    of_drawn = pl.col("neuron").is_in(drawn.implode())
+    more = {name: one.filter(of_drawn) if isinstance(one, pl.DataFrame) else one for name, one in more.items()}
+    again = scores(simulations.filter(of_drawn), explanations.filter(of_drawn), seed=seed, **more)
     key = ["explanation_id", "simulator", "scorer", "split"]
     numbers = [name for name in again.columns if name not in key]
-    both = rows.select(*key, *numbers).join(again, on=key, how="full", suffix="_again")
+    both = rows.filter(of_drawn).select(*key, *numbers).join(again, on=key, how="full", suffix="_again")
     differ = both.filter(pl.any_horizontal(pl.col(name).ne_missing(pl.col(f"{name}_again")) for name in numbers)).height
+    unscored = len(
+        set(explanations.get_column("explanation_id")).symmetric_difference(rows.get_column("explanation_id"))
+    )
     return [
-        Finding("score_is_reproduced", differ == 0, f"{differ:,} scores differ when recomputed", {"differ": differ})
+        Finding(
+            "score_is_reproduced",
+            differ + unscored == 0,
+            f"{differ:,} scores of {len(drawn):,} neurons differ when recomputed; "
+            f"{unscored:,} explanations are without scores, or scores without their explanation",
+            {"differ": differ, "unscored": unscored, "neurons": len(drawn)},
+        )
     ]
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from pipeline import checks
 from pipeline import explanations as explainer
 from pipeline import simulations as simulator
 from pipeline.checks import FAILURES_ALLOWED, check, names
@@ -282,6 +283,13 @@ def test_another_reason_and_a_missing_or_added_score_are_found(layer):
     assert failed("scores", layer.scores.tail(-1), layer) == ["score_is_reproduced"]
     added = layer.scores.head(1).with_columns(explanation_id=pl.lit("new"))
     assert failed("scores", pl.concat([layer.scores, added]), layer) == ["score_is_reproduced"]
+
+
+def test_where_a_draw_is_recomputed_a_neuron_without_scores_is_found_all_the_same(layer, monkeypatch):
+    monkeypatch.setattr(checks, "RECOMPUTED", 1)
+    assert failed("scores", layer.scores, layer) == []
+    for neuron in layer.scores.get_column("neuron").unique():
+        assert failed("scores", layer.scores.filter(pl.col("neuron") != neuron), layer) == ["score_is_reproduced"]
 
 
 def test_scores_of_other_simulations_are_found(layer):
