@@ -7,12 +7,11 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 
 import polars as pl
 import pytest
 from click.testing import CliRunner
+from endpoint import Endpoint
 from polars.testing import assert_frame_equal
 from safetensors.torch import load_file, save_file
 
@@ -32,18 +31,6 @@ CANARY = "sk-canary-0123456789abcdef"
 HOPS = ("exemplars", "explanations", "simulations", "scores")
 CAPTURED = ("activations", "neuron_statistics", "token_associations")
 OF_LAYER = ("subject_layers", *CAPTURED, *HOPS)
-
-
-def _load(name):
-    """Tests are no package, so the stand-ins are loaded from their files."""
-    if name not in sys.modules:
-        spec = spec_from_file_location(name, Path(__file__).parents[1] / "faults" / f"{name}.py")
-        sys.modules[name] = module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-Endpoint = _load("endpoint").Endpoint
 
 
 def said(result):

@@ -4,17 +4,13 @@ import json
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from contextlib import contextmanager
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 
 import pytest
-import uvicorn
+from asking import FolderLake
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,35 +23,6 @@ from pipeline.misbehaviour import KINDS, drawn
 from pipeline.token_activation_pairs import parse
 from resources import language as door
 from resources.language import OpenAICompatible
-
-
-def _load(name):
-    """Tests are no package, so the stand-ins are loaded from their files."""
-    if name not in sys.modules:
-        spec = spec_from_file_location(name, Path(__file__).parents[1] / "faults" / f"{name}.py")
-        sys.modules[name] = module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-FolderLake = _load("asking").FolderLake
-
-
-@contextmanager
-def served(endpoint):
-    """The endpoint on a free port of this machine; gives its address."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(endpoint.app(), log_level="critical", lifespan="off"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        try:
-            while not server.started:
-                time.sleep(0.005)
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 def asked(n):
@@ -82,10 +49,10 @@ def _quick(monkeypatch):
 
 
 def test_of_a_thousand_requests_to_an_endpoint_that_fails_none_is_lost_none_is_paid_twice_and_each_has_its_reason(
-    tmp_path,
+    tmp_path, served
 ):
     requests = asked(1_000)
-    with served(FakeEndpoint({"rate_limited": 0.1, "server_error": 0.02, "malformed": 0.05}, seed=3)) as url:
+    with served(FakeEndpoint({"rate_limited": 0.1, "server_error": 0.02, "malformed": 0.05}, seed=3).app()) as url:
         language = door_to(url, tmp_path, concurrency=32)
         replies, usage = language.answer(requests, run_id="r")
         found = counts(url)
@@ -120,22 +87,22 @@ def test_of_a_thousand_requests_to_an_endpoint_that_fails_none_is_lost_none_is_p
         ("malformed", "unparsable"),
     ],
 )
-def test_every_kind_of_fault_ends_with_its_reason(tmp_path, kind, reason):
-    with served(FakeEndpoint({kind: 1.0})) as url:
+def test_every_kind_of_fault_ends_with_its_reason(tmp_path, kind, reason, served):
+    with served(FakeEndpoint({kind: 1.0}).app()) as url:
         ((reply,), _) = door_to(url, tmp_path).answer(asked(1), run_id="r")
         assert counts(url)[kind] >= 1
     assert parse(reply) == (None, reason)
 
 
-def test_an_answer_takes_as_long_as_it_is_told(tmp_path):
-    with served(FakeEndpoint(seconds=0.3)) as url:
+def test_an_answer_takes_as_long_as_it_is_told(tmp_path, served):
+    with served(FakeEndpoint(seconds=0.3).app()) as url:
         began = time.monotonic()
         door_to(url, tmp_path).answer(asked(1), run_id="r")
     assert time.monotonic() - began >= 0.3
 
 
-def test_it_has_one_model_and_says_what_is_wrong_with_a_request(tmp_path):
-    with served(FakeEndpoint()) as url:
+def test_it_has_one_model_and_says_what_is_wrong_with_a_request(tmp_path, served):
+    with served(FakeEndpoint().app()) as url:
         with urllib.request.urlopen(f"{url}/v1/models") as reply:
             assert [model["id"] for model in json.load(reply)["data"]] == ["scripted"]
         for body, status in (
@@ -224,18 +191,18 @@ def posted(url, **body):
         return json.load(reply)
 
 
-def test_a_slow_answer_comes_whole_or_runs_out_of_time(tmp_path):
-    with served(FakeEndpoint({"slow": 1.0})) as url:
+def test_a_slow_answer_comes_whole_or_runs_out_of_time(tmp_path, served):
+    with served(FakeEndpoint({"slow": 1.0}).app()) as url:
         ((patient,), _) = door_to(url, tmp_path).answer(asked(1), run_id="r")
         ((hasty,), _) = door_to(url, tmp_path / "other", timeout=0.2).answer(asked(1), run_id="r")
     assert parse(patient) == ('"w0"', None)
     assert hasty.missing_because == "timeout"
 
 
-def test_every_token_of_a_chat_answer_comes_with_what_might_have_stood_there():
+def test_every_token_of_a_chat_answer_comes_with_what_might_have_stood_there(served):
     (request,) = asked(1)
     messages = [{"role": role, "content": text} for role, text in request.messages]
-    with served(FakeEndpoint()) as url:
+    with served(FakeEndpoint().app()) as url:
         chat = f"{url}/v1/chat/completions"
         answer = posted(chat, model="scripted", messages=messages, logprobs=True, top_logprobs=3)
         plain = posted(chat, model="scripted", messages=messages)
@@ -250,8 +217,8 @@ def test_every_token_of_a_chat_answer_comes_with_what_might_have_stood_there():
     assert "logprobs" not in plain["choices"][0]
 
 
-def test_a_prompt_is_echoed_with_its_tokens_and_the_first_has_no_probability():
-    with served(FakeEndpoint()) as url:
+def test_a_prompt_is_echoed_with_its_tokens_and_the_first_has_no_probability(served):
+    with served(FakeEndpoint().app()) as url:
         answer = posted(f"{url}/v1/completions", model="scripted", prompt="é is 7", echo=True, logprobs=5, max_tokens=1)
     found = answer["choices"][0]["logprobs"]
     assert found["tokens"][:5] == ["bytes:\\xc3", "bytes:\\xa9", " is", " ", "7"]
@@ -260,10 +227,10 @@ def test_a_prompt_is_echoed_with_its_tokens_and_the_first_has_no_probability():
     assert answer["choices"][0]["text"].startswith("é is 7")
 
 
-def test_embeddings_are_the_same_as_numbers_and_in_base_64():
+def test_embeddings_are_the_same_as_numbers_and_in_base_64(served):
     import openai
 
-    with served(FakeEndpoint()) as url:
+    with served(FakeEndpoint().app()) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         packed = client.embeddings.create(model="scripted", input=["a red cat", "a blue ship"])
         plain = client.embeddings.create(model="scripted", input=["a red cat", "a blue ship"], encoding_format="float")

@@ -2,12 +2,10 @@
 
 import json
 import shutil
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 
 import polars as pl
 import pytest
+from endpoint import Endpoint
 
 from explorer.replay import Records, replay
 from pipeline import methods
@@ -18,18 +16,6 @@ from pipeline.testing import ScriptedLanguageModel
 from resources import language as door
 
 PRICES = '[[price]]\nmodel = "scripted"\ninput = 10\noutput = 30\n'
-
-
-def _load(name):
-    """Tests are no package, so the stand-ins are loaded from their files."""
-    if name not in sys.modules:
-        spec = spec_from_file_location(name, Path(__file__).parents[1] / "faults" / f"{name}.py")
-        sys.modules[name] = module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-Endpoint = _load("endpoint").Endpoint
 
 
 @pytest.fixture(autouse=True)

@@ -1,26 +1,14 @@
 """Every way to simulate, from the command to the score, over real HTTP; and that probabilities are kept with their reply."""
 
 import json
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 
 import pytest
+from writer import small_writer
 
 from explorer.fake_endpoint import FakeEndpoint
 from explorer.kept import Kept
 from explorer.server import Explorer
 from explorer.staleness import Staleness
-
-
-def _load(name):
-    """Tests are no package, so the stand-ins are loaded from their files."""
-    if name not in sys.modules:
-        spec = spec_from_file_location(name, Path(__file__).parents[1] / "faults" / f"{name}.py")
-        sys.modules[name] = module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
 
 NEURON = {"layer": 0, "neurons": [1]}
 TOGETHER = {"all-at-once": 1, "json-logprobs": 1, "one-at-a-time": 64}
@@ -92,7 +80,7 @@ def test_a_model_whose_digits_stand_alone_has_no_answer_where_it_would_be_a_wron
 def test_a_model_in_this_process_simulates_what_an_endpoint_explains_and_its_score_is_verified(
     copied, served, tmp_path
 ):
-    writer = _load("writer").small_writer(tmp_path / "writer")
+    writer = small_writer(tmp_path / "writer")
     with served(FakeEndpoint().app()) as url:
         asked = (*words(url, "all-at-once"), "--simulator", f"local:{writer}")
         result = copied.type("run", "--neurons", "0:1", *asked)

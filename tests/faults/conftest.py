@@ -1,14 +1,9 @@
 """What fault tests share. `FAULTS=all` (as `make faults` sets it) runs every case, otherwise a few of each kind."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-
-# Tests are no package, so that they find one another's helpers only by the path.
-sys.path.append(str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

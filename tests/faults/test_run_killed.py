@@ -15,11 +15,11 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import pytest
+from endpoint import Endpoint
 
 from pipeline.ports import Request
 from pipeline.provenance import frame_hash
@@ -63,17 +63,6 @@ for line in sys.stdin:
 """
 
 
-def _endpoint() -> Any:
-    """Tests are no package, so the stand-in is loaded from its file."""
-    if "endpoint" not in sys.modules:
-        spec = spec_from_file_location("endpoint", Path(__file__).with_name("endpoint.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules["endpoint"] = module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["endpoint"])
-    return sys.modules["endpoint"]
-
-
 def said(request: dict[str, Any]) -> str:
     """What tells requests apart here, as it is sent and as it is kept."""
     messages = [[m["role"], m["content"]] if isinstance(m, dict) else m for m in request["messages"]]
@@ -92,7 +81,7 @@ class Runs:
             f'subject = "subject"\ncorpus = "corpus.jsonl"\nwindows = {DOCUMENTS}\n'
         )
         self._language = ScriptedLanguageModel(planted)
-        self.endpoint = _endpoint().Endpoint(self._answer, seconds=0.02)
+        self.endpoint = Endpoint(self._answer, seconds=0.02)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("NEURONLEDGER_")}
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", RUNS],

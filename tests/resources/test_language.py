@@ -8,11 +8,12 @@ import sys
 import threading
 import time
 from collections import Counter
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import polars as pl
 import pytest
+from asking import FolderLake, questions
+from endpoint import Endpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,19 +29,6 @@ from resources.prices import open_prices
 
 FAULTS_FOLDER = Path(__file__).parents[1] / "faults"
 CANARY = "sk-canary-0123456789abcdef"
-
-
-def _load(name):
-    """Tests are no package, so the stand-ins are loaded from their files."""
-    if name not in sys.modules:
-        spec = spec_from_file_location(name, FAULTS_FOLDER / f"{name}.py")
-        sys.modules[name] = module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-Endpoint = _load("endpoint").Endpoint
-FolderLake, questions = _load("asking").FolderLake, _load("asking").questions
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,10 @@
 """The local language model: its probabilities are those of the model, whatever is in its cache, and it is asked once."""
 
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-
 import pytest
 import torch
+from asking import FolderLake
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+from writer import small_writer
 
 from pipeline.errors import LanguageModelError
 from pipeline.ports import Request
@@ -14,22 +12,10 @@ from pipeline.prompt_simulator import parse_at_once, parse_by_token
 from resources.language import OpenAICompatible
 
 
-def _load(name):
-    """Tests are no package, so the stand-ins are loaded from their files."""
-    if name not in sys.modules:
-        spec = spec_from_file_location(name, Path(__file__).parents[1] / "faults" / f"{name}.py")
-        sys.modules[name] = module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-FolderLake = _load("asking").FolderLake
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A small random GPT-2 with a token for each byte, and one for 10."""
-    return _load("writer").small_writer(tmp_path_factory.mktemp("writer"))
+    return small_writer(tmp_path_factory.mktemp("writer"))
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
 """Logprobs: both forms of endpoints are read, kept and read again; what is no probability is left out."""
 
 import json
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 
 import pytest
+from asking import FolderLake
+from endpoint import FAULTS, Endpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,18 +14,6 @@ from pipeline.provenance import content_hash
 from resources import language as door
 from resources import logprobs
 from resources.language import OpenAICompatible
-
-
-def _load(name):
-    """Tests are no package, so the stand-ins are loaded from their files."""
-    if name not in sys.modules:
-        spec = spec_from_file_location(name, Path(__file__).parents[1] / "faults" / f"{name}.py")
-        sys.modules[name] = module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-FolderLake, Endpoint = _load("asking").FolderLake, _load("endpoint").Endpoint
 
 CHAT = {
     "content": [
@@ -98,7 +85,7 @@ def test_a_request_without_probabilities_has_the_identity_that_it_always_had(tmp
 def test_an_endpoint_that_gives_no_probabilities_is_said_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(door, "FIRST_PAUSE", 0.01)
     refusal = (400, {}, json.dumps({"error": {"message": "logprobs is not supported here", "type": "x"}}).encode())
-    monkeypatch.setitem(_load("endpoint").FAULTS, "400 logprobs", lambda key, text: refusal)
+    monkeypatch.setitem(FAULTS, "400 logprobs", lambda key, text: refusal)
     with Endpoint(script=["400 logprobs"] * 3) as endpoint:
         language = OpenAICompatible(endpoint.url, journal_path=tmp_path / "j", lake=FolderLake(tmp_path / "lake"))
         with pytest.raises(LanguageModelError, match=r"does not give the probabilities .* such as `json`"):
