@@ -40,6 +40,12 @@ FORMS: dict[str, Mapping[str, str]] = {
 }
 """The forms, with what their numbers mean."""
 
+TOGETHER = (
+    ("imported_neurons", "imported_records"),
+    ("imported_explanations", "imported_simulations", "imported_scores"),
+)
+"""Tables whose rows come in the same files."""
+
 
 @dataclass
 class Taken:
@@ -190,12 +196,18 @@ class _Writer:
         # What a form has in several files of a neuron may have been written a moment ago.
         again = not self._done.isdisjoint((layer, neuron) for neuron in neurons)
         self._done.update((layer, neuron) for neuron in neurons)
+        new = {
+            name: pl.concat([frames[name] for frames in waiting]).with_columns(pl.lit(self._run_id).alias("run_id"))
+            for name in BY_LAYER
+        }
         for name in BY_LAYER:
-            rows = pl.concat([frames[name] for frames in waiting]).with_columns(pl.lit(self._run_id).alias("run_id"))
+            rows = new[name]
             kept = len(rows)
             if self._had[name] or again:
                 others = self._lake.read(name, layer=layer, neurons=neurons).filter(
-                    (pl.col("source") != self._source) | (pl.col("run_id") == self._run_id)
+                    (pl.col("source") != self._source)
+                    | (pl.col("run_id") == self._run_id)
+                    | ~pl.col("neuron").is_in(_brought(new, name).implode())
                 )
                 rows = pl.concat([others, rows.select(others.columns)])
             elif rows.is_empty():
@@ -218,6 +230,15 @@ class _Writer:
         self._sequences = []
         if len(rows):
             self.only_add("imported_sequences", rows)
+
+
+def _brought(new: Mapping[str, pl.DataFrame], table: str) -> pl.Series:
+    """The neurons of which there are new rows in a table, or in one that comes in the same files as it.
+
+    Only their rows of an earlier import are given up: a file that was rejected this time takes away nothing.
+    """
+    together = next(names for names in TOGETHER if table in names)
+    return pl.concat([new[name].get_column("neuron") for name in together]).unique()
 
 
 def define(code: Mapping[str, Any]) -> list[dg.AssetsDefinition]:

@@ -11,7 +11,7 @@ import hmac
 import ipaddress
 from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
@@ -119,7 +119,7 @@ class Guard:
         origin = headers.get("origin")
         is_reading = scope["type"] == "http" and scope["method"] in READING
         # A WebSocket is opened with GET, and browsers let any site open one.
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
             return _said(403, "Pages of other sites may not speak to this server.")
         if not is_reading and scope["type"] == "http":
             if origin is None:

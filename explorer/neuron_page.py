@@ -338,17 +338,15 @@ def _compared(
                 "token_ids": None if window is None else window.token_ids,
                 "true": row["true"],
                 "expected": row["expected"],
-                # Where nothing is known of a token it is drawn as silent, and its value is none.
+                # Of a token that the simulator did not answer for there is neither a value nor a step.
                 "in_units": None
                 if values is None
                 else [None if np.isnan(value) else value for value in values.tolist()],
                 "missing_because": row["missing_because"],
                 "reason": sentence(row["missing_because"]),
                 "true_steps": scale(row["true"], most).tolist(),
-                "steps": None if values is None else scale(np.nan_to_num(values), most).tolist(),
-                "own_steps": None
-                if values is None
-                else scale(np.nan_to_num(values), max(np.nanmax(values), 0.0)).tolist(),
+                "steps": None if values is None else _steps(values, most),
+                "own_steps": None if values is None else _steps(values, max(np.nanmax(values), 0.0)),
                 "difference_steps": None if values is None else _differences(values, row["true"], most),
                 "request_ids": row["request_ids"],
             }
@@ -388,13 +386,22 @@ def _in_units(expected: Sequence[float | None], unit: str, most: float, line: tu
     return values
 
 
-def _differences(values: Any, true: Sequence[float], most: float) -> list[int]:
-    """Simulated minus real, in steps of a tenth of the scale, toward zero, at most 10 either way."""
+def _steps(values: Any, most: float) -> list[int | None]:
+    """A simulation in steps of a tenth of the scale; None for a token without one."""
+    return _known(scale(np.nan_to_num(values), most), values)
+
+
+def _differences(values: Any, true: Sequence[float], most: float) -> list[int | None]:
+    """Simulated minus real, in steps of a tenth of the scale, toward zero, at most 10 either way; None as in `_steps`."""
     if most <= 0:
-        return [0] * len(true)
+        return _known(np.zeros(len(true)), values)
     steps = np.nan_to_num(np.trunc(TOP * (values - np.asarray(true, dtype=np.float64)) / most))
-    found: list[int] = np.clip(steps, -TOP, TOP).astype(int).tolist()
-    return found
+    return _known(np.clip(steps, -TOP, TOP), values)
+
+
+def _known(steps: Any, values: Any) -> list[int | None]:
+    pairs = zip(steps.astype(int).tolist(), np.isnan(values).tolist(), strict=True)
+    return [None if is_missing else step for step, is_missing in pairs]
 
 
 def _worst(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

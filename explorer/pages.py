@@ -83,16 +83,19 @@ def _is_shown(char: str) -> bool:
 
 
 def heat(
-    tokens: Sequence[str], steps: Sequence[int], values: Sequence[float] | None = None, *, spaces: bool = False
+    tokens: Sequence[str], steps: Sequence[int | None], values: Sequence[float] | None = None, *, spaces: bool = False
 ) -> Markup:
     """Tokens coloured by step: 0 to 10, or -10 to 10 for differences. A coloured one says its value in its title.
 
-    What has step 0 is plain text, for a page holds thousands of tokens; the script tells them apart when asked.
+    What has step 0 is plain text, for a page holds thousands of tokens; the script tells them apart when asked. What has
+    none was not answered for, and is crossed out.
     """
     parts = []
     for place, (token, step) in enumerate(zip(tokens, steps, strict=True)):
         shown = escape(visible(token, spaces=spaces))
-        if step:
+        if step is None:
+            parts.append(f'<span class="unknown">{shown}</span>')
+        elif step:
             title = "" if values is None else f' title="{values[place]:.3g}"'
             parts.append(f'<span class="{"k" if step > 0 else "n"}{abs(step)}"{title}>{shown}</span>')
         else:
@@ -100,12 +103,15 @@ def heat(
     return Markup("".join(parts))  # noqa: S704 (each token was escaped)
 
 
-def overlaid(tokens: Sequence[str], real: Sequence[int], simulated: Sequence[int], *, spaces: bool = False) -> Markup:
+def overlaid(
+    tokens: Sequence[str], real: Sequence[int], simulated: Sequence[int | None], *, spaces: bool = False
+) -> Markup:
     """Tokens with the neuron's step as ground and the simulation's as a line beneath."""
     parts = []
     for token, true, said in zip(tokens, real, simulated, strict=True):
         shown = escape(visible(token, spaces=spaces))
-        parts.append(f'<span class="k{true} u{said}">{shown}</span>' if true or said else shown)
+        beneath = "unknown" if said is None else f"u{said}"
+        parts.append(f'<span class="k{true} {beneath}">{shown}</span>' if true or said != 0 else shown)
     return Markup("".join(parts))  # noqa: S704 (each token was escaped)
 
 

@@ -17,6 +17,7 @@ from explorer.index import Index
 from explorer.kept import Kept
 from pipeline import human, reviews
 from pipeline.errors import SettingsError
+from pipeline.human import Statement
 from resources.delta import collect
 from resources.people import statements
 
@@ -85,12 +86,16 @@ class People:
         from explorer.neuron_page import command
 
         scored = {(one["explainer"], one["text"]) for one in known if one["method"] == human.METHOD}
-        noted = statements(self.path) if self.path.is_file() else ()
+        try:
+            noted, error = self._noted(), None
+        except SettingsError as unreadable:
+            noted, error = (), str(unreadable)
         mine = [one for one in noted if (one.layer, one.neuron) == (layer, neuron)]
         waiting = [{"text": one.text, "author": one.author} for one in mine if (one.author, one.text) not in scored]
         flags = self._flags | {"human-explanations": str(self.path)}
         return {
             "file": str(self.path),
+            "error": error,
             "waiting": waiting,
             "command": command(f"run --neurons {layer}:{neuron}", flags)
             + ("" if "simulator" in flags or "explainer" in flags else " --simulator MODEL"),
@@ -112,7 +117,17 @@ class People:
                 f"{self.path} is no .jsonl file, so nothing is added to it here; write the line yourself"
             )
         with _ONE_AT_A_TIME:
-            if self.path.is_file() and wanted in statements(self.path):
+            if wanted in self._noted():
                 return
+            # Somebody may have written the last line by hand, without its end.
+            before = self.path.read_bytes()[-1:] if self.path.is_file() else b""
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(("\n" if before not in (b"", b"\n") else "") + json.dumps(record) + "\n")
+
+    def _noted(self) -> Sequence[Statement]:
+        """What the file holds; nothing if there is none, or it is empty.
+
+        Raises:
+            SettingsError: it cannot be read.
+        """
+        return statements(self.path) if self.path.is_file() and self.path.stat().st_size else ()

@@ -282,7 +282,10 @@ async def _form(request: Request) -> dict[str, str]:
         found += piece
         if len(found) > MOST_BYTES:
             break
-    fields = parse_qs(found[:MOST_BYTES].decode("utf-8", errors="replace"), max_num_fields=20)
+    try:
+        fields = parse_qs(found[:MOST_BYTES].decode("utf-8", errors="replace"), max_num_fields=20)
+    except ValueError:
+        raise ReviewError("a form of this server has at most 20 fields; load the page again") from None
     return {name: values[-1] for name, values in fields.items()}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from explorer import lists, pages
+from explorer import lists, neuron_page, pages
 from explorer.index import Filters, Index
 from explorer.pages import Here
 from explorer.server import STATIC, Explorer
@@ -103,6 +103,7 @@ def write(
             name, found = "layer", found | {"fresh": asdict(explorer.staleness.of(parts[0], patience=60))}
         else:
             name, found = "home", explorer.at_a_glance(patience=60)
+        found = _for_strangers(found)
         target = folder / file_of(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         text = pages.dressed(name, here, found, island=found if name == "neuron" else None)
@@ -113,6 +114,18 @@ def write(
     for name in STATIC:
         shutil.copyfile(Path(__file__).parent / "static" / name, folder / "static" / name)
     return len(paths)
+
+
+def _for_strangers(found: dict[str, Any]) -> dict[str, Any]:
+    """What a page shows, without the places of this machine: the lake is called by its last name alone."""
+    if "uri" not in found:
+        return found
+    name = found["uri"].rstrip("/").rpartition("/")[2]
+    if "commands" not in found:
+        return {**found, "uri": name}
+    calls = {key: {**call, "endpoint": None, "error": None} for key, call in found["calls"].items()}
+    read = neuron_page.snippet(name, found["layer"], found["neuron"])
+    return {**found, "uri": name, "calls": calls, "people": None, "commands": {**found["commands"], "read": read}}
 
 
 def _only(index: Index, neurons: Sequence[tuple[int, int]]) -> Index:

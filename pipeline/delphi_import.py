@@ -91,13 +91,8 @@ def _simulations(found: Found, value: list[Any], at: Mapping[str, Any]) -> None:
         score = one.get("ev_correlation_score")
         score = None if score == "nan" else number(score, "ev_correlation_score")
         everything = size == max(sizes) and size == sum(sizes) - size if len(sizes) > 1 else True
-        split = (
-            "all"
-            if everything
-            else f"quantile {number(one.get('distance'), 'distance'):g}"
-            if one.get("distance") is not None
-            else "all"
-        )
+        distance = number(one.get("distance"), "distance")
+        split = "all" if everything or distance is None else f"quantile {distance:g}"
         found.add(
             "imported_scores", **at, simulator="unknown", scorer=f"{FORM}:simulation.ev_correlation", split=split, value=score,
             missing_because=None if score is not None else "not_given", n_sequences=size,

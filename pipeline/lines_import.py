@@ -9,6 +9,7 @@ A line that is wrong is rejected by itself.
 """
 
 import csv
+import io
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -32,7 +33,7 @@ def parse_csv(text: str, match: re.Match[str], *, source: str, path: str, file: 
     Raises:
         FormError: it has no head with the columns that are needed.
     """
-    reader = csv.reader(text.removeprefix("\ufeff").splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
     try:
         head = [NAMES.get(name.strip().lower(), name.strip().lower()) for name in next(reader, [])]
     except csv.Error as error:

@@ -174,7 +174,7 @@ def _simulation(found: Found, part: Mapping[str, Any], where: str, **row: Any) -
     played = mapping(_named(part.get("simulation")), f"the simulation of {where}")
     words = tokens(played.get("tokens"), f"tokens of {where}")
     scale = played.get("activation_scale")
-    if scale not in SCALES:
+    if not isinstance(scale, str) or scale not in SCALES:
         imports.wrong(f"activation_scale of {where}", f"one of {sorted(SCALES)}", scale)
     values = _distribution(played.get("distribution_values"), f"distribution_values of {where}", len(words))
     shares = _distribution(

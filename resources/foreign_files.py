@@ -109,6 +109,9 @@ def parsed(form: str, root: Path, names: Sequence[str], source: str) -> Batch:
             row |= {"status": "rejected", "reason": str(error), "offset_in_file": error.offset}
         except OSError as error:
             row |= {"status": "rejected", "reason": f"it cannot be read: {error.strerror}"}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            # A file of somebody else can be odd in ways that no reader foresaw; it must not stop the others.
+            row |= {"status": "rejected", "reason": f"it is not of this form: {error}"}
     return imports.batch(found, files, source=source)
 
 

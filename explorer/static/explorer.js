@@ -33,7 +33,7 @@
       return { one, classes: one.steps.map((step) => `k${step}`), lines: [["", one.activations, one.steps]] };
     }
     const one = all.compared.records[Number(text.closest("[data-c]").dataset.c)];
-    const signed = (step) => `${step < 0 ? "n" : "k"}${Math.abs(step)}`;
+    const signed = (step) => (step === null ? "unknown" : `${step < 0 ? "n" : "k"}${Math.abs(step)}`);
     const own = new URLSearchParams(location.search).get("scale") === "own";
     const beneath = own ? one.own_steps : one.steps;
     const classes = {
@@ -41,7 +41,7 @@
       simulated: () => one.steps.map(signed),
       own: () => one.own_steps.map(signed),
       difference: () => one.difference_steps.map(signed),
-      overlay: () => one.true_steps.map((step, place) => `k${step} u${beneath[place]}`),
+      overlay: () => one.true_steps.map((step, place) => `k${step} ${beneath[place] === null ? "unknown" : `u${beneath[place]}`}`),
     }[text.dataset.of]();
     return { one, classes, lines: [["real ", one.true, one.true_steps], ["simulated ", one.in_units, one.steps]] };
   };

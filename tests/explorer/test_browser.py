@@ -295,6 +295,7 @@ def test_every_page_fits_a_telephone_keeps_its_own_policy_and_asks_for_nothing_e
         with visit(browser, viewport={"width": 360, "height": 740}) as page:
             page.goto(address + path)
             assert page.locator("h1").count() == 1
+            page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true })")
             assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
 
 

@@ -122,6 +122,24 @@ def test_bad_files_are_named_with_the_place_and_do_not_stop_the_rest(copied, exp
     assert rejected.select("path", "offset_in_file").rows() == [(f"explanations/0/{some[0].name}", 14)]
 
 
+def test_a_file_that_is_bad_this_time_takes_away_nothing_that_was_taken_before(copied, exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "in")
+    assert copied.type("import", "openai", str(tmp_path / "in")).exit_code == 0
+    names = ("imported_records", "imported_explanations", "imported_simulations", "imported_scores")
+    before = {name: len(copied.table(name)) for name in names}
+    some = sorted((tmp_path / "in" / "explanations" / "0").iterdir())
+    some[0].write_text('{"neuron_id": }')
+    said = json.loads(some[1].read_text())
+    said["scored_explanations"][0]["scored_simulation"]["scored_sequence_simulations"][0]["simulation"][
+        "activation_scale"
+    ] = []
+    some[1].write_text(json.dumps(said))
+    result = copied.type("import", "openai", str(tmp_path / "in"))
+    assert (result.exit_code, result.stderr.count("rejected")) == (3, 2)
+    assert "activation_scale" in result.stderr
+    assert {name: len(copied.table(name)) for name in names} == before
+
+
 def test_wrong_use_of_an_import_is_said(made, tmp_path):
     said = made.type("import", "openai", str(tmp_path))
     assert (said.exit_code, "holds no files of the form" in said.stderr) == (2, True)

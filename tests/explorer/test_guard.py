@@ -54,7 +54,8 @@ def test_a_page_of_another_site_neither_reads_nor_writes():
     for method in ("GET", "POST"):
         status, _, _ = ask(Guard(inner), method=method, origin="http://evil.example", content_length="0")
         assert status == 403
-    assert ask(Guard(inner), origin="null")[0] == 403
+    for origin in ("null", "http://[", "127.0.0.1:7575", "ftp://127.0.0.1:7575"):
+        assert ask(Guard(inner), origin=origin)[0] == 403
     assert ask(Guard(inner), sec_fetch_site="cross-site", sec_fetch_mode="no-cors")[0] == 403
     # Another server on this machine is another site too.
     assert ask(Guard(inner), origin="http://127.0.0.1:8888")[0] == 403

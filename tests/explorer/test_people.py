@@ -118,6 +118,28 @@ def test_an_explanation_of_ones_own_is_noted_and_scored_by_the_command_on_the_pa
     assert sum(len(line["cells"]) for one in own["simulators"] for line in one["scores"]) == len(rows) > 0
 
 
+@pytest.mark.parametrize("before", ["", '{"neuron": "1:5", "explanation": "by hand", "author": "Bob"}'])
+def test_what_is_noted_goes_to_a_line_of_its_own_in_a_file_begun_by_hand(address, folder, before):
+    path = folder.home / "neuronledger-people.jsonl"
+    path.write_text(before)
+    assert send(address, "/1/5/explanation", explanation="saws", author="Ada")[0] == 200
+    assert [one.author for one in statements(path)] == (["Bob"] if before else []) + ["Ada"]
+
+
+def test_a_file_of_people_that_cannot_be_read_is_said_on_the_page_and_left_as_it_is(address, folder, asking):
+    path = folder.home / "neuronledger-people.jsonl"
+    path.write_text("no JSON\n")
+    status, page, *_ = asking(f"{address}/1/5")
+    assert (status, "line 1 of" in page) == (200, True)
+    assert send(address, "/1/5/explanation", explanation="saws", author="Ada")[0] == 400
+    assert path.read_text() == "no JSON\n"
+
+
+def test_a_form_with_too_many_fields_is_refused(address):
+    status, page = send(address, "/1/5/explanation", **{f"field{n}": "x" for n in range(30)})
+    assert (status, "at most 20 fields" in page) == (400, True)
+
+
 def test_an_explanation_without_words_or_author_is_refused(address, folder):
     assert send(address, "/1/5/explanation", explanation=" ", author="Ada")[0] == 400
     assert send(address, "/1/5/explanation", explanation="x", author="nobody")[0] == 400

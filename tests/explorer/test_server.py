@@ -4,6 +4,7 @@ import html
 import json
 import re
 
+import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 from explorer import neuron_page
 from explorer.cli import main
 from explorer.kept import Kept
+from explorer.pages import heat, overlaid
 from explorer.server import Explorer
 from explorer.staleness import Staleness
 from pipeline.provenance import frame_hash
@@ -301,3 +303,12 @@ def test_the_command_refuses_an_address_that_others_can_reach(made):
     assert result.exit_code == 2
     assert "set NEURONLEDGER_TOKEN to a secret of 16 letters" in result.stderr
     assert CliRunner().invoke(main, ["explore", "--help"]).exit_code == 0
+
+
+def test_a_token_that_the_simulator_left_out_is_neither_silent_nor_a_hit():
+    values = np.array([np.nan, 1.0])
+    assert neuron_page._steps(values, 1.0) == [None, 10]
+    assert neuron_page._differences(values, [1.0, 1.0], 1.0) == [None, 0]
+    assert neuron_page._differences(values, [0.0, 0.0], 0.0) == [None, 0]
+    assert heat(["a", "b"], [None, 0]) == '<span class="unknown">a</span>b'
+    assert overlaid(["a", "b"], [3, 0], [None, 0]) == '<span class="k3 unknown">a</span>b'

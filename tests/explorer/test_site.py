@@ -56,6 +56,15 @@ def test_the_files_hold_what_the_pages_of_the_server_show(folder, explorer):
     assert "<" not in island
 
 
+def test_the_files_name_no_place_of_this_machine(folder, told):
+    for file in folder.rglob("*"):
+        if file.suffix in (".html", ".json"):
+            assert str(told.home) not in file.read_text(), file
+    calls = json.loads((folder / "1" / "5.json").read_text())["calls"].values()
+    assert calls
+    assert {call["endpoint"] for call in calls} == {None}
+
+
 def test_a_folder_with_something_in_it_is_left_as_it_is(folder, explorer):
     with pytest.raises(SettingsError, match="is not empty; name a new one"):
         write(explorer, folder, [(1, 5)])

@@ -50,6 +50,15 @@ def test_a_wrong_line_is_named_and_the_others_are_taken():
     ]
 
 
+@pytest.mark.parametrize("inside", ["\u2028", "\x85", "\x0b", "\x1c"])
+def test_only_a_line_break_ends_a_line(inside):
+    found = csv(f"neuron,explanation\n5:1,dogs{inside}cats\n5:2,birds\n")
+    assert found.rejected == []
+    assert frames(found)["imported_explanations"].sort("neuron").get_column("text").to_list() == [
+        f"dogs{inside}cats", "birds"
+    ]  # fmt: skip
+
+
 def test_a_csv_without_the_columns_is_rejected():
     with pytest.raises(FormError, match="it lacks neuron"):
         csv("a,explanation\n")
