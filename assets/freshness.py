@@ -370,7 +370,8 @@ def of_neurons(lake: Lake, project: Project, outside: Outside, *, layer: int) ->
         .group_by("neuron", "missing_because")
         .agg(pl.len())
         .collect()
-        for name in ("explanations", "simulations")
+        for name in ("explanations", "simulations", "judgements")
+        if name in looked_at(project)
     ]
     unanswered: dict[int, str] = {}
     for neuron, reason, count in pl.concat(reasons).sort("neuron", "missing_because").iter_rows():

@@ -19,7 +19,7 @@ import polars as pl
 from explorer.kept import Kept
 from pipeline.controls import CONTROLS
 from pipeline.errors import NeuronLedgerError
-from pipeline.explanations import NEVER_ASKED
+from pipeline.explanations import FOUND_NOTHING
 from pipeline.summary import MAIN
 from resources.delta import collect
 
@@ -222,7 +222,7 @@ def _state(failure: str = "missing_because") -> pl.Expr:
         .then(pl.lit("dead"))
         .when(pl.col("by_model").fill_null(value=False) & pl.col("text").is_not_null())
         .then(pl.lit("explained"))
-        .when(pl.col(failure).is_not_null() & ~pl.col(failure).is_in(NEVER_ASKED))
+        .when(pl.col(failure).is_not_null() & ~pl.col(failure).is_in(FOUND_NOTHING))
         .then(pl.lit("failed"))
         .otherwise(pl.lit("not_explained"))
         .alias("state")

@@ -120,14 +120,19 @@ def _chosen(
 
 
 def _correlations(simulated: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> tuple[dict[str, float], str | None]:
-    """The correlation of each explanation that has one, or none and the reason."""
+    """The correlation of each explanation that has one, or none and the reason.
+
+    Where an answer is missing that may come tomorrow there is none yet: what happened to be answered is no choice.
+    """
+    reasons = [row["missing_because"] for rows in simulated.values() for row in rows.values()]
+    if passing := [reason for reason in reasons if reason in IN_PASSING]:
+        return {}, passing[0]
     usable = {
         explanation: {exemplar: row for exemplar, row in rows.items() if row["expected"] is not None}
         for explanation, rows in simulated.items()
     }
     usable = {explanation: rows for explanation, rows in usable.items() if rows}
     if not usable:
-        reasons = [row["missing_because"] for rows in simulated.values() for row in rows.values()]
         return {}, reasons[0] if reasons else "no_exemplars"
     common = set.intersection(*(set(rows) for rows in usable.values()))
     found: dict[str, float] = {}

@@ -14,7 +14,7 @@ import polars as pl
 from pipeline.baselines import METHODS
 from pipeline.connections import SIGNS
 from pipeline.exemplars import SCORED, SHOWN
-from pipeline.explanations import NEVER_ASKED
+from pipeline.explanations import FOUND_NOTHING
 from pipeline.scale import scale
 from pipeline.scores import scores
 from pipeline.tables import MISSING, TABLES
@@ -170,7 +170,7 @@ def _explanations(rows: pl.DataFrame, *, exemplars: pl.DataFrame) -> list[Findin
     known = set(exemplars.filter(pl.col("split").is_in(SCORED)).get_column("exemplar_id"))
     peeked = sum(bool(known.intersection(ids)) for ids in rows.get_column("exemplar_ids"))
     written = rows.filter(
-        (pl.col("explainer") != "none") & ~pl.col("missing_because").is_in(NEVER_ASKED).fill_null(value=False)
+        (pl.col("explainer") != "none") & ~pl.col("missing_because").is_in(FOUND_NOTHING).fill_null(value=False)
     )
     return [
         Finding("every_neuron_is_there", missing == 0, f"{missing:,} neurons lack a baseline", {"missing": missing}),

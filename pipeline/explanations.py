@@ -37,6 +37,9 @@ Asked = list[tuple[Question, Request]]
 NEVER_ASKED = ("dead_neuron", "not_seen_firing", "no_exemplars", "no_linear_form", "no_evidence")
 """Reasons that lie in the neuron and not in an answer."""
 
+FOUND_NOTHING = (*NEVER_ASKED, "constant_activation", "constant_simulation")
+"""Reasons with which no answer is missing: no hypothesis followed the neuron, so none was chosen (`pipeline.best_of`)."""
+
 
 def requests(
     baselines: pl.DataFrame,

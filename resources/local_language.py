@@ -168,15 +168,19 @@ class LocalModel:
         unknown = [place for place in places if place not in self._likely]
         # Until it has gone well, nothing is known of the cache.
         cache, self._cache, self._ids = self._cache, None, []
-        with torch.inference_mode():
-            made = self._model(
-                input_ids=torch.tensor([list(ids[shared:])]),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=torch.tensor([place - shared for place in unknown]),
-            )
-            rows = made.logits[0].float()
-            top = rows.log_softmax(dim=-1).topk(min(LIKELIEST, rows.shape[-1]))
+        model = self._model
+        try:
+            with torch.inference_mode():
+                made = model(
+                    input_ids=torch.tensor([list(ids[shared:])]),
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=torch.tensor([place - shared for place in unknown]),
+                )
+                rows = made.logits[0].float()
+                top = rows.log_softmax(dim=-1).topk(min(LIKELIEST, rows.shape[-1]))
+        except Exception as error:  # a stranger's model may take none of these arguments, or too much memory
+            raise self._unusable(error) from error
         self._cache, self._ids = made.past_key_values, list(ids)
         for place, tokens, logprobs in zip(unknown, top.indices.tolist(), top.values.tolist(), strict=True):
             self._likely[place] = [

@@ -42,6 +42,8 @@ def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix.lower() == ".csv":
             reader = csv.DictReader(file, strict=True, restkey="more than the columns")
+            if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
+                raise SettingsError(f"{FLAG}: {path} has a column twice: {', '.join(reader.fieldnames or ())}")
             for record in reader:
                 yield reader.line_num, record
         elif path.suffix.lower() in (".jsonl", ".ndjson"):
@@ -55,8 +57,10 @@ def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def _object(line: str, where: str) -> Mapping[str, Any]:
     try:
         value = json.loads(line)
+        # JSON can spell half a character (`\ud800`), which no table can hold.
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise SettingsError(f"{FLAG}: {where} is no JSON object")
+        raise SettingsError(f"{FLAG}: {where} is no JSON object, or holds half a character")
     return value

@@ -55,12 +55,15 @@ def found(candidates, simulations):
         # Of equals the explainer's favourite; scale does not matter.
         ({"a": [RIGHT], "b": [TRUE], "c": [HALF]}, "a"),
         # Compared on what all have: the second sequence, where c is right.
-        ({"a": [RIGHT, HALF], "b": ["timeout", HALF], "c": [HALF, RIGHT]}, "c"),
+        ({"a": [RIGHT, HALF], "b": ["refused", HALF], "c": [HALF, RIGHT]}, "c"),
         # What was simulated nowhere is no candidate.
         ({"a": ["refused", "refused"], "b": [HALF, HALF], "c": [CONSTANT, CONSTANT]}, "b"),
         ({"a": [CONSTANT], "b": [CONSTANT]}, "constant_simulation"),
+        ({"a": ["refused", RIGHT], "b": [RIGHT, "refused"]}, "no_simulation"),
+        # What may be answered tomorrow is waited for, whatever the others say.
         ({"a": ["timeout"], "b": ["budget"]}, "timeout"),
-        ({"a": ["timeout", RIGHT], "b": [RIGHT, "timeout"]}, "no_simulation"),
+        ({"a": [RIGHT, RIGHT], "b": [HALF, "timeout"]}, "timeout"),
+        ({"a": [CONSTANT, "budget"], "b": [CONSTANT, CONSTANT]}, "budget"),
         ({}, "no_exemplars"),
     ],
 )

@@ -42,6 +42,8 @@ def test_csv_and_json_lines_say_the_same(file):
         ("a.csv", 'neuron,explanation,author\n5:131,"x,Ada\n', "is not valid CSV"),
         ("a.csv", "neuron,explanation,author\n", "holds no explanation"),
         ("a.csv", b"neuron,explanation,author\n5:131,\xe9,Ada\n", "is not UTF-8; save it as UTF-8"),
+        ("a.csv", "neuron,neuron,explanation,author\n5:1,5:2,x,Ada\n", "has a column twice"),
+        ("a.jsonl", '{"neuron": "5:131", "explanation": "\\ud800", "author": "Ada"}', "holds half a character"),
         ("a.jsonl", "[]\n", "line 1 of .*a.jsonl is no JSON object"),
         ("a.jsonl", '{"neuron": "5:131"}\n', "line 1 of .*a.jsonl: `explanation` is missing"),
         ("a.txt", "x", "must end in .csv, .jsonl or .ndjson"),
