@@ -18,6 +18,7 @@ from explorer.replay import REPLAYED, Records, Replayed, replay
 from explorer.verify import DIFFERS, NOT_CHECKED, Link, Outside
 from pipeline.audit import CHECKS, Audit, Check
 from pipeline.errors import LakeError
+from pipeline.judged_scores import JUDGED
 from pipeline.provenance import frame_hash
 from pipeline.tables import TABLES, Table
 from resources.delta import DeltaLake, collect
@@ -161,18 +162,24 @@ def _references(on: _Lake) -> Iterator[Check]:
         simulations = collect(
             on.scan("simulations", layer).select("explanation_id", "simulator", "exemplar_id", "request_ids", "missing_because")
         )  # fmt: skip
-        scores = collect(on.scan("scores", layer).select("explanation_id", "simulator", "value", "identity"))
+        judgements = collect(on.scan("judgements", layer).select("explanation_id", "request_id", "missing_because"))
+        scores = collect(on.scan("scores", layer).select("explanation_id", "simulator", "scorer", "value", "identity"))
         looked += len(scores)
         # An answer that failed in passing has no kept reply, and is asked for again.
         kept = ~pl.col("missing_because").is_in(WORTH_ASKING_AGAIN).fill_null(value=False)
         asked = explanations.filter(kept).get_column("request_id")
         others = explanations.get_column("other_request_ids").explode()
         played = simulations.filter(kept).get_column("request_ids").explode()
+        judged = judgements.filter(kept).get_column("request_id")
         valued = scores.filter(pl.col("value").is_not_null())
+        of_judges = pl.col("scorer").is_in(list(JUDGED))
         at = ["explanation_id", "simulator"]
         lost = {
             "scores of no explanation": scores.join(explanations, on="explanation_id", how="anti").height,
-            "scores without a simulation": valued.join(simulations, on=at, how="anti").height,
+            "scores without a simulation": valued.filter(~of_judges).join(simulations, on=at, how="anti").height,
+            "scores without a judgement": valued.filter(of_judges)
+            .join(judgements, on="explanation_id", how="anti").height,
+            "judgements of no explanation": judgements.join(explanations, on="explanation_id", how="anti").height,
             "simulations of no explanation": simulations.join(explanations, on="explanation_id", how="anti").height,
             "simulations on no exemplar": simulations.join(exemplars, on="exemplar_id", how="anti").height,
             "explanations of no exemplar": len(
@@ -180,7 +187,7 @@ def _references(on: _Lake) -> Iterator[Check]:
             ),
             "exemplars of no sequence": len(set(exemplars.get_column("sequence_id")) - known),
             "requests without a kept reply": len(
-                {*asked.drop_nulls(), *others.drop_nulls(), *played.drop_nulls()} - calls
+                {*asked.drop_nulls(), *others.drop_nulls(), *played.drop_nulls(), *judged} - calls
             ),
             "layers without a record of their weights": int(layer not in sites),
         }  # fmt: skip

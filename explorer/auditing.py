@@ -73,6 +73,7 @@ def audit(  # noqa: PLR0917 (click passes all by name)
         if wrong := [anchor for anchor in anchors if not anchor.startswith("sha256:")]:
             _not_run(f"--anchor (={wrong[0]!r}) must be a head as a run prints it, such as sha256:0f3a...")
         lake = _lake(settings)
+        _is_known(lake, layer, index)
         with _said("reading the ledger") as status, _instance(settings) as instance:
             outside, states = (_nothing() if quick else _outside(settings, lake)), None
             if outside.subject is not None and outside.corpus is not None:
@@ -247,6 +248,20 @@ def _neuron(name: str | None) -> tuple[int | None, int | None]:
     from explorer.neuron import parse
 
     return (None, None) if name is None else parse(name)
+
+
+def _is_known(lake: "DeltaLake", layer: int | None, neuron: int | None) -> None:
+    """Refuse a neuron that the lake does not have. What cannot be read is left to the audit."""
+    from pipeline.errors import LakeError
+
+    if layer is None or neuron is None:
+        return
+    try:
+        found = lake.read("neuron_statistics", layer=layer, neurons=[neuron])
+    except LakeError:
+        return
+    if found.is_empty():
+        _not_run(f"neuron {layer}:{neuron} is not in the lake {lake.uri}; see what is there with `neuronledger status`")
 
 
 def _place(name: str) -> tuple[int | None, int | None]:

@@ -27,6 +27,7 @@ from explorer import offline
 from explorer.why import Hop, as_text, why
 from pipeline.audit import Audit
 from pipeline.errors import SettingsError
+from pipeline.provenance import TAG
 from pipeline.summary import MAIN
 from resources.delta import DeltaLake, collect
 from resources.export_folder import ExportFolder
@@ -61,7 +62,10 @@ def bundle(
     if lake.ledger is None:
         raise SettingsError("`export prov` copies the files of a lake in a local folder; copy this one first")
     root, name = Path(lake.uri), Path(lake.uri).name
-    chains = {f"{row['layer']}-{row['neuron']}": why(lake, row) for row in scores}
+    chains: dict[str, Sequence[Hop]] = {}
+    for row in scores:
+        at = f"{row['layer']}-{row['neuron']}"
+        chains[f"{at}-{row['identity'].removeprefix(TAG)[:8]}" if at in chains else at] = why(lake, row)
     records = lake.read("materializations").filter(pl.col("status") == "done").sort("finished_at", "commit_uuid")
     for at, hops in chains.items():
         out.write(f"why/{at}.txt", (as_text(hops) + "\n").encode())
@@ -106,15 +110,20 @@ def provenance(chains: Mapping[str, Sequence[Hop]]) -> str:
         return f"nl:{kind}-{_id(key)}"
 
     for at, hops in chains.items():
-        facts = {hop.name: hop.facts for hop in hops}
-        score, words, played = facts["score"], facts["explanation"], facts["simulations"]
-        scored = entity(
-            "score", score["identity"], neuron=at.replace("-", ":"), value=score["value"], identity=score["identity"]
-        )
+        facts: dict[str, Mapping[str, Any]] = {hop.name: hop.facts for hop in hops}
+        score, words = facts["score"], facts["explanation"]
+        answers = "simulations" if "simulations" in facts else "judgements"
+        neuron = f"{score['layer']}:{score['neuron']}"
+        scored = entity("score", score["identity"], neuron=neuron, value=score["value"], identity=score["identity"])
         said = entity("explanation", words.get("identity", at), text=words.get("text"), identity=words.get("identity"))
         document.wasDerivedFrom(scored, said)
-        exemplars = {row["exemplar_id"]: row for row in facts["exemplars"]["exemplars"]}
+        exemplars = {row["exemplar_id"]: row for row in facts["exemplars"]["exemplars"] if row["exemplar_id"]}
         sequences = {row["sequence_id"]: row for row in facts["documents"]["documents"]}
+        texts = {}
+        for name, text in sequences.items():
+            texts[name] = entity("sequence", text["identity"], identity=text["identity"], offset=text["offset"])
+            source = entity("document", text["document_hash"], name=text["document_id"], hash=text["document_hash"])
+            document.wasDerivedFrom(texts[name], source)
         model = entity("subject", facts["model"]["fingerprint"], fingerprint=facts["model"]["fingerprint"])
         for file, about in facts["model"]["subject"].get("files", {}).items():
             document.wasDerivedFrom(model, entity("file", about["hash"], name=file, hash=about["hash"]))
@@ -123,18 +132,17 @@ def provenance(chains: Mapping[str, Sequence[Hop]]) -> str:
             document.wasDerivedFrom(shown, model)
             if row["split"] == "explain":
                 document.wasDerivedFrom(said, shown)
-            if (text := sequences.get(row["sequence_id"])) is not None:
-                sequence = entity("sequence", text["identity"], identity=text["identity"], offset=text["offset"])
-                source = entity("document", text["document_hash"], name=text["document_id"], hash=text["document_hash"])
-                document.wasDerivedFrom(shown, sequence)
-                document.wasDerivedFrom(sequence, source)
-        for row in played["simulations"]:
-            simulation = entity("simulation", row["identity"], identity=row["identity"])
-            document.wasDerivedFrom(scored, simulation)
-            document.wasDerivedFrom(simulation, said)
-            if row["exemplar_id"] in exemplars:
-                document.wasDerivedFrom(simulation, f"nl:exemplar-{_id(exemplars[row['exemplar_id']]['identity'])}")
-        for call in (*words.get("requests", ()), *played["requests"]):
+            if row["sequence_id"] in texts:
+                document.wasDerivedFrom(shown, texts[row["sequence_id"]])
+        for row in facts[answers][answers]:
+            answer = entity(answers.removesuffix("s"), row["identity"], identity=row["identity"])
+            document.wasDerivedFrom(scored, answer)
+            document.wasDerivedFrom(answer, said)
+            if row.get("exemplar_id") in exemplars:
+                document.wasDerivedFrom(answer, f"nl:exemplar-{_id(exemplars[row['exemplar_id']]['identity'])}")
+            elif row.get("sequence_id") in texts:
+                document.wasDerivedFrom(answer, texts[row["sequence_id"]])
+        for call in (*words.get("requests", ()), *facts[answers]["requests"]):
             reply = entity("reply", call["request_id"], request=call["request_id"], text=call["reply"])
             agent = f"nl:language-model-{_id(str(call['model_served'] or call['model']))}"
             document.agent(agent, {"prov:type": "prov:SoftwareAgent", "nl:name": call["model_served"] or call["model"]})

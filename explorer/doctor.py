@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import dagster as dg
 import polars as pl
@@ -31,7 +32,7 @@ from pipeline.ports import Document
 from pipeline.provenance import TAG
 from pipeline.tables import TABLES
 from resources.delta import COMMIT_UUID, RECORD, DeltaLake
-from resources.integrity import Chain, Log, read_chain, read_logs, unsealed
+from resources.integrity import Chain, Log, read_chain, read_logs, unlike_sealed, unsealed
 from resources.settings import Settings
 
 WELL, MENDED, ILL, LEFT = "well", "mended", "ill", "not checked"
@@ -77,7 +78,10 @@ def lake(lake: DeltaLake, *, seal_all: bool = False, mend: bool = True) -> Itera
             yield Condition("lake", ILL, fault)
     if chain.faults:
         return
-    yield from _seal(lake, logs, chain, seal_all=seal_all, mend=mend)
+    for unlike in unlike_sealed(logs, chain):
+        yield Condition("ledger", ILL, unlike)
+    # Of a log that cannot be read nothing can be vouched for.
+    yield from _seal(lake, [log for log in logs if not log.faults], chain, seal_all=seal_all, mend=mend)
     lines = sum(1 for _ in read_chain(lake).lines)
     yield Condition("ledger", WELL, f"{lines:,} lines; its head is {lake.ledger.head()}")
 
@@ -138,12 +142,11 @@ def vouched(lake: DeltaLake, log: Log, version: int) -> str | None:
 
 def _added(log: Log, actions: list[dict[str, Any]]) -> str | None:
     """A table that only grows: nothing was taken away, and each request has the hash that it is known by."""
-    if any("remove" in action for action in actions):
+    files = [log.folder / unquote(action["add"]["path"]) for action in actions if "add" in action]
+    if any("remove" in action for action in actions) or not all(file.is_file() for file in files):
         return None
     if log.table == "language_calls":
-        rows = pl.concat(
-            [pl.read_parquet(log.folder / action["add"]["path"]).select("request_id", "request") for action in actions if "add" in action]
-        )  # fmt: skip
+        rows = pl.concat([pl.read_parquet(file).select("request_id", "request") for file in files])
         for request_id, request in rows.iter_rows():
             if request_id != TAG + hashlib.sha256(request.encode("utf-8")).hexdigest():
                 return None

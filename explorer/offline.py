@@ -75,6 +75,12 @@ def against_ledger(folder: Path, lines: list[dict[str, Any]]) -> tuple[list[str]
                 faults.append(f"{line['table']}/{name} is not the file sealed")
             else:
                 same += 1
+    sealed = {(line["table"], line["version"]) for line in lines if "table" in line}
+    opened = {table: version for line in lines for table, version in line.get("opened", {}).items()}
+    for commit in sorted(folder.glob("tables/*/_delta_log/*.json")):
+        table, version = commit.parent.parent.name, int(commit.stem)
+        if (table, version) not in sealed and version > opened.get(table, -1):
+            faults.append(f"the commit {table} version {version} is not in the ledger")
     return faults, same, absent
 
 
@@ -85,6 +91,8 @@ def look(folder: Path, *, anchor: str | None = None) -> tuple[list[str], list[st
     said = [f"{len(manifest['files'])} files against the manifest"]
     ledger = folder / "ledger" / "ledger.jsonl"
     if not ledger.is_file():
+        if anchor is not None:
+            faults.append(f"there is no ledger, and so none that holds the head {anchor}")
         return faults, [*said, "not checked: the lake had no ledger"]
     lines, broken = chain(ledger)
     wrong, same, absent = against_ledger(folder, lines)

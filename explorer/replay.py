@@ -195,7 +195,7 @@ def as_recorded(
     if "scorers" in made:
         chosen["scorers"] = tuple(made["scorers"])
         # The record of scores does not say whom their scorers asked; that of the judgements does.
-        judged = records.last("judgements", record["layer"])
+        judged = records.last("judgements", record["layer"], record["neurons"][0] if record["neurons"] else None)
         chosen["simulator"] = json.loads(judged["settings"]).get("simulator") if judged else None
     played = made.get("prompt" if record["table"] == "simulations" else "prompt of simulator")
     if made.get("probabilities"):

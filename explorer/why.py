@@ -2,6 +2,8 @@
 
 score <- simulations <- explanation <- request and reply <- exemplars <- activations <- model and text
                                                                             each write <- its file, in the ledger
+
+A score by judges (`detection`, `fuzzing`) is made from judgements in place of simulations.
 """
 
 import json
@@ -15,6 +17,7 @@ import polars as pl
 
 from explorer.replay import Records
 from pipeline.errors import NeuronLedgerError
+from pipeline.judged_scores import JUDGED
 from pipeline.provenance import TAG
 from pipeline.summary import MAIN
 from pipeline.tables import MISSING
@@ -64,22 +67,25 @@ def why(lake: DeltaLake, score: Mapping[str, Any]) -> list[Hop]:
     at: dict[str, Any] = {"layer": layer, "neurons": [neuron]}
     records = Records(lake)
     explanation = _one(lake.read("explanations", **at), pl.col("explanation_id") == score["explanation_id"])
-    simulations = _simulations(lake, score)
+    judged = JUDGED.get(score["scorer"])
+    answers = _simulations(lake, score) if judged is None else _judgements(lake, score, judged)
+    asked = _asked_for(answers)
     exemplars = lake.read("exemplars", **at).filter(pl.col("polarity") == score["polarity"])
     shown_ids = list(explanation["exemplar_ids"]) if explanation else []
     shown = exemplars.filter(pl.col("exemplar_id").is_in(shown_ids))
-    scored = exemplars.filter(pl.col("exemplar_id").is_in(simulations.get_column("exemplar_id").to_list()))
-    sequences = _sequences(lake, pl.concat([shown, scored]))
-    calls = _calls(lake, [*simulations.get_column("request_ids").explode().drop_nulls(), *_request(explanation)])
+    scored = _scored_texts(answers, exemplars)
+    sequences = _sequences(lake, [*shown.get_column("sequence_id"), *scored.get_column("sequence_id")])
+    calls = _calls(lake, [*asked, *_request(explanation)])
     hops = [
         _score(score, explanation),
-        _played(score, simulations, calls),
+        _answers(score, answers, calls.filter(pl.col("request_id").is_in(asked))),
         _said(explanation, calls),
         _texts(shown, scored, sequences),
         _corpus(records, sequences),
         _model(lake, records, layer),
     ]
-    return [*hops, *_writes(lake, records, layer, neuron), _bytes(lake, score)]
+    table = "simulations" if judged is None else "judgements"
+    return [*hops, *_writes(lake, records, layer, neuron, answers=table), _bytes(lake, score)]
 
 
 def as_text(hops: Sequence[Hop]) -> str:
@@ -99,22 +105,33 @@ def _score(score: Mapping[str, Any], explanation: Mapping[str, Any] | None) -> H
         says = f"Neuron {name} has the score {score['value']:.6f} by {what}{between}."
     words = explanation["text"] if explanation else None
     says += f" It is that of the words: {words!r}." if words else ""
-    keys = ("identity", "explanation_id", "simulator", "method", "run_id", "n_sequences", "n_tokens", "n_failed")
+    keys = (
+        "layer",
+        "neuron",
+        "identity",
+        "explanation_id",
+        "simulator",
+        "method",
+        "run_id",
+        "n_sequences",
+        "n_tokens",
+        "n_failed",
+    )
     return Hop("score", says, {name: score[name] for name in ("value", "ci_low", "ci_high", "missing_because", *keys)})
 
 
-def _played(score: Mapping[str, Any], simulations: pl.DataFrame, calls: pl.DataFrame) -> Hop:
-    missing = simulations.get_column("expected").null_count()
+def _answers(score: Mapping[str, Any], answers: pl.DataFrame, asked: pl.DataFrame) -> Hop:
+    is_judged = "exemplar_id" not in answers.columns
+    missing = answers.get_column("value" if is_judged else "expected").null_count()
+    what = "judgements" if is_judged else f"simulations of {score['n_tokens']:,} tokens"
     says = (
-        f"It was computed from {len(simulations):,} simulations of {score['n_tokens']:,} tokens by {score['simulator']}"
+        f"It was computed from {len(answers):,} {what} by {score['simulator']}"
         f"{f', {missing:,} of which are missing' if missing else ''}."
     )
-    asked = calls.filter(
-        pl.col("request_id").is_in(simulations.get_column("request_ids").explode().drop_nulls().to_list())
-    )
     says += _asked(asked) if len(asked) else " No language model was asked for them."
-    identities = simulations.select("exemplar_id", "identity").to_dicts()
-    return Hop("simulations", says, {"simulations": identities, "requests": _told(asked)})
+    name = "judgements" if is_judged else "simulations"
+    rows = answers.select("sequence_id" if is_judged else "exemplar_id", "identity").to_dicts()
+    return Hop(name, says, {name: rows, "requests": _told(asked)})
 
 
 def _said(explanation: Mapping[str, Any] | None, calls: pl.DataFrame) -> Hop:
@@ -177,11 +194,11 @@ def _model(lake: DeltaLake, records: Records, layer: int) -> Hop:
     return Hop("model", says, {"fingerprint": fingerprint, "subject": made})
 
 
-def _writes(lake: DeltaLake, records: Records, layer: int, neuron: int) -> list[Hop]:
+def _writes(lake: DeltaLake, records: Records, layer: int, neuron: int, *, answers: str) -> list[Hop]:
     """For each table of the chain the write that this neuron's rows are from."""
     sealed = _sealed(lake)
     hops = []
-    for table in ("sequences", "activations", "exemplars", "explanations", "simulations", "scores"):
+    for table in ("sequences", "activations", "exemplars", "explanations", answers, "scores"):
         record = records.last(table, None if table == "sequences" else layer, neuron)
         if record is None:
             hops.append(Hop(f"write of {table}", f"There is no record of a write of {table}."))
@@ -232,9 +249,35 @@ def _simulations(lake: DeltaLake, score: Mapping[str, Any]) -> pl.DataFrame:
     return rows.filter(pl.col("stratum") == "random") if score["split"] == "random_only" else rows
 
 
-def _sequences(lake: DeltaLake, exemplars: pl.DataFrame) -> pl.DataFrame:
-    wanted = exemplars.get_column("sequence_id").unique().to_list()
-    return collect(lake.scan("sequences").filter(pl.col("sequence_id").is_in(wanted))).sort("sequence_id")
+def _judgements(lake: DeltaLake, score: Mapping[str, Any], scorer: str) -> pl.DataFrame:
+    return lake.read("judgements", layer=score["layer"], neurons=[score["neuron"]]).filter(
+        (pl.col("explanation_id") == score["explanation_id"]) & (pl.col("scorer") == scorer)
+    )
+
+
+def _asked_for(answers: pl.DataFrame) -> list[str]:
+    """The requests that simulations or judgements were read from."""
+    if "request_id" in answers.columns:
+        return answers.get_column("request_id").to_list()
+    return answers.get_column("request_ids").explode().drop_nulls().to_list()
+
+
+def _scored_texts(answers: pl.DataFrame, exemplars: pl.DataFrame) -> pl.DataFrame:
+    """The texts that simulations or judgements are of, with the columns of `exemplars` that are told of."""
+    if "exemplar_id" in answers.columns:
+        return exemplars.filter(pl.col("exemplar_id").is_in(answers.get_column("exemplar_id").to_list()))
+    return answers.unique("sequence_id", maintain_order=True).select(
+        "sequence_id",
+        "stratum",
+        pl.lit(None, pl.String).alias("exemplar_id"),
+        pl.lit("score").alias("split"),
+        pl.col("item").alias("rank"),
+        pl.lit(None, pl.String).alias("identity"),
+    )
+
+
+def _sequences(lake: DeltaLake, names: Sequence[str]) -> pl.DataFrame:
+    return collect(lake.scan("sequences").filter(pl.col("sequence_id").is_in(list(set(names))))).sort("sequence_id")
 
 
 def _request(explanation: Mapping[str, Any] | None) -> list[str]:

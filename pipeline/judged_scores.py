@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipeline.judgements import written
+from pipeline.judgements import SCORERS, written
 from pipeline.permutation import PERMUTATIONS, ROUNDING
 from pipeline.provenance import content_hash, identity
 from pipeline.tables import TABLES
@@ -31,6 +31,8 @@ COVERAGE_LIMIT = 0.5
 SPLITS = {"detection": "active_and_quiet", "fuzzing": "active_and_quiet", "fuzzing_active": "active"}
 """The texts of each scorer."""
 MEASURES = ("", "_f1", "_auc")
+JUDGED = {scorer + measure: scorer for scorer in SCORERS for measure in MEASURES}
+"""The names of scores that are made from judgements, each with the scorer of these."""
 
 Floats = NDArray[np.float64]
 AT = ["layer", "neuron", "polarity", "explanation_id"]

@@ -103,6 +103,8 @@ def integrity(
     if not chain.lines and not chain.faults:
         why = "there is no ledger: the lake was written by an older version, or its ledger was taken away"
         checks = [Check(name, not_checked=why) for name in ("A1", "A2", "A3", "A4")]
+        if anchors:
+            checks[1] = _anchored(chain, anchors)
         return [*checks, _properties(logs)], None
     checks = [_chain(chain), _anchored(chain, anchors), _commits(logs, chain)]
     return [*checks, _data(lake, logs, chain, progress), _properties(logs)], chain.head
@@ -147,6 +149,19 @@ def unsealed(logs: Iterable[Log], chain: Chain) -> list[tuple[Log, int]]:
     ]
 
 
+def unlike_sealed(logs: Iterable[Log], chain: Chain) -> list[str]:
+    """Commits that are gone, or are not those that were sealed."""
+    found = {(log.table, version): path for log in logs for version, path in log.commits.items()}
+    said = []
+    for (table, version), line in chain.sealed.items():
+        path = found.get((table, version))
+        if path is None:
+            said.append(f"{table} version {version} is sealed, but its commit is gone")
+        elif hash_file(path) != line.content.get("commit"):
+            said.append(f"{table} version {version} was changed after it was sealed: {path}")
+    return said
+
+
 def _commits(logs: Sequence[Log], chain: Chain) -> Check:
     sealed, opened = chain.sealed, chain.opened
     found = {(log.table, version): path for log in logs for version, path in log.commits.items()}
@@ -156,12 +171,7 @@ def _commits(logs: Sequence[Log], chain: Chain) -> Check:
             f"{log.table} version {version} is not in the ledger: its writer died, or another program wrote it; "
             "`neuronledger doctor` seals it if its rows are those of its record"
         )
-    for (table, version), line in sealed.items():
-        path = found.get((table, version))
-        if path is None:
-            findings.append(f"{table} version {version} is sealed, but its commit is gone")
-        elif hash_file(path) != line.content.get("commit"):
-            findings.append(f"{table} version {version} was changed after it was sealed: {path}")
+    findings += unlike_sealed(logs, chain)
     before = [at for at in found if at not in sealed and at[1] <= opened.get(at[0], -1)]
     doctored = [line for line in sealed.values() if line.content.get("sealed_by") != "writer"]
     notes = [f"{len(doctored):,} commits were sealed afterwards, by doctor: {_listed(doctored)}"] if doctored else []

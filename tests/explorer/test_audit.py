@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
+import pytest
 
 HEAD = "sha256:"
 
@@ -103,6 +104,19 @@ def test_heads_that_dagster_noted_are_anchors_without_being_given(first, tmp_pat
     folder.lake.ledger.path.write_bytes(b"".join(lines[:-2]))
     _, found = audited(folder, "--quick")
     assert "A2" in findings(found)
+
+
+def test_a_head_that_was_noted_is_missed_where_the_ledger_was_taken_away(copied):
+    head = copied.lake.ledger.head()
+    shutil.rmtree(copied.lake.ledger.path.parent)
+    result = copied.type("audit", "--quick", "--anchor", head)
+    assert (result.exit_code, f"the ledger does not hold the head {head}" in result.stdout) == (1, True)
+
+
+@pytest.mark.parametrize("neuron", ["99:1", "0:99999"])
+def test_a_neuron_that_is_not_there_is_not_called_clean(made, neuron):
+    result = made.type("audit", neuron, "--quick")
+    assert (result.exit_code, f"neuron {neuron} is not in the lake" in result.stderr) == (2, True)
 
 
 def test_quick_looks_at_bytes_and_references_alone(made):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,8 +27,6 @@ def exported(made, tmp_path_factory):
 
 
 def copied_bundle(exported, tmp_path):
-    import shutil
-
     return Path(shutil.copytree(exported[0], tmp_path / "copy"))
 
 
@@ -63,13 +62,44 @@ def test_a_changed_missing_or_added_file_is_found(exported, tmp_path):
 def test_a_manifest_made_anew_does_not_hide_a_changed_ledger_or_file(exported, tmp_path):
     folder, about = copied_bundle(exported, tmp_path), exported[1]
     ledger = folder / "ledger" / "ledger.jsonl"
-    ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:-1]))
+    *kept, last = ledger.read_bytes().splitlines(keepends=True)
+    ledger.write_bytes(b"".join(kept))
+    cut = json.loads(last)
+    commit = f"tables/{cut['table']}/_delta_log/{cut['version']:020}.json"
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["ledger/ledger.jsonl"] = offline.hashed(ledger)
     manifest["head"] = offline.chain(ledger)[0][-1]["hash"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert offline.look(folder)[0] == [f"the commit {cut['table']} version {cut['version']} is not in the ledger"]
+    del manifest["files"][commit]
+    (folder / commit).unlink()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     assert offline.look(folder)[0] == []
     assert offline.look(folder, anchor=about["head"])[0] == [f"the ledger does not hold the head {about['head']}"]
+
+
+def test_a_head_that_was_noted_tells_of_a_commit_that_was_added_and_of_a_ledger_that_was_taken_away(exported, tmp_path):
+    bundle = copied_bundle(exported, tmp_path)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    head, log = manifest["head"], bundle / "tables" / "scores" / "_delta_log"
+    added = log / f"{max(int(file.stem) for file in log.glob('*.json')) + 1:020}.json"
+    added.write_text("{}\n")
+    manifest["files"][added.relative_to(bundle).as_posix()] = offline.hashed(added)
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    assert offline.look(bundle, anchor=head)[0] == [f"the commit scores version {int(added.stem)} is not in the ledger"]
+    manifest["files"] = {name: stated for name, stated in manifest["files"].items() if not name.startswith("ledger/")}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    shutil.rmtree(bundle / "ledger")
+    assert offline.look(bundle, anchor=head)[0] == [f"there is no ledger, and so none that holds the head {head}"]
+
+
+def test_two_scores_of_a_neuron_are_both_told(made, tmp_path):
+    names = made.table("scores", layer=0, neurons=[1]).drop_nulls("value")["identity"].unique().sort().to_list()[:2]
+    said = made.type("export", "prov", str(tmp_path / "out"), *names, "--without-data", "--json")
+    assert said.exit_code == 0, said.stderr
+    assert len(list((tmp_path / "out" / "why").glob("*.txt"))) == len(names) == 2
+    document = json.loads((tmp_path / "out" / "prov.json").read_text())["entity"].values()
+    assert {entity["nl:identity"] for entity in document if entity.get("prov:type") == "nl:score"} == set(names)
 
 
 def test_the_libraries_of_the_formats_read_it_back(exported):

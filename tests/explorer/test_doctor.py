@@ -5,6 +5,7 @@ import shutil
 
 import dagster as dg
 import polars as pl
+import pytest
 
 from assets.run import PROCESS_TAG, is_running, process_name
 from explorer import doctor
@@ -64,6 +65,26 @@ def test_a_commit_that_nothing_vouches_for_is_reported_and_sealed_only_on_reques
     assert ("ledger", "ill") not in conditions(lake, seal_all=True)
     assert lake.ledger.path.read_text(encoding="ascii").splitlines()[-1].count("doctor, as it stood") == 1
     assert version == lake.version("scores")
+
+
+@pytest.mark.parametrize("left", [b"", b"[1]", b'{"commitInfo": {"time'])
+def test_a_commit_that_a_power_cut_spoiled_is_named_and_never_sealed(copied, left):
+    version = behind_its_back(copied.lake, lambda _: {})
+    commit = copied.home / "lake" / "subject" / "scores" / "_delta_log" / f"{version:020}.json"
+    commit.write_bytes(left)
+    before = copied.lake.ledger.path.read_bytes()
+    code, found = treated(copied, "--seal-all")
+    assert (code, "mended" in outcomes(found, "ledger")) == (1, False)
+    assert "ill" in outcomes(found, "lake")
+    assert copied.lake.ledger.path.read_bytes() == before
+
+
+def test_a_sealed_commit_that_is_gone_is_reported(copied):
+    version = copied.lake.version("scores")
+    (copied.home / "lake" / "subject" / "scores" / "_delta_log" / f"{version:020}.json").unlink()
+    code, found = treated(copied)
+    assert code == 1
+    assert f"scores version {version} is sealed, but its commit is gone" in [each["said"] for each in found]
 
 
 def test_replies_are_sealed_only_if_their_requests_have_their_hashes(copied):

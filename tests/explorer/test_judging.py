@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from explorer.bundle import provenance
 from explorer.fake_endpoint import FakeEndpoint
+from explorer.why import why
 from pipeline.judgements import SCORERS
 
 
@@ -36,6 +38,20 @@ def test_a_run_asks_what_was_planned_and_finds_the_planted_explanations_right(co
     # Hostile words are cut otherwise in texts than in tokens, so that the script misses a few.
     assert scores["value"].min() > 0.8
     assert scores["value"].median() == 1
+    judgements = copied.table("judgements", layer=0, neurons=[1])
+    one = copied.table("scores", layer=0, neurons=[1]).filter(scorer="detection").drop_nulls("value").row(0, named=True)
+    chain = {hop["name"]: hop for hop in json.loads(copied.type("why", one["identity"], "--json").stdout)}
+    asked = set(judgements.filter(scorer="detection", explanation_id=one["explanation_id"])["request_id"])
+    assert {call["request_id"] for call in chain["judgements"]["facts"]["requests"]} == asked
+    assert "write of judgements" in chain
+    assert not {"simulations", "write of simulations"} & set(chain)
+    document = json.loads(provenance({"0-1": why(copied.lake, one)}))
+    replies = {entity["nl:request"] for entity in document["entity"].values() if "nl:request" in entity}
+    assert asked <= replies
+    assert copied.type("verify", "0:1").exit_code == 0
+    checks = json.loads(copied.type("audit", "--quick", "--json").stdout)["checks"]
+    # A18 tells of a checkout that was changed, as that of who writes this is.
+    assert [check for check in checks if check["findings"] and check["id"] != "A18"] == []
     calls = copied.table("language_calls")["request_id"]
     assert copied.table("judgements", layer=0)["request_id"].is_in(calls.implode()).all()
 
