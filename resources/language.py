@@ -12,7 +12,6 @@ and is sent again by the next call.
 """
 
 import asyncio
-import json
 import logging
 import math
 import os
@@ -35,9 +34,8 @@ import polars as pl
 
 from pipeline.errors import LanguageModelError, SettingsError
 from pipeline.ports import Lake, Likely, Reply, Request, Usage
-from pipeline.provenance import canonical_json, content_hash, identity
-from pipeline.tables import language_calls
-from resources import logprobs
+from pipeline.provenance import canonical_json, content_hash
+from resources import answers, logprobs
 from resources.budget import Budget
 from resources.journal import Journal, Received
 from resources.local_language import SCHEME, LocalModel, is_local
@@ -49,8 +47,6 @@ FIRST_PAUSE = 0.5
 """Seconds before the first repetition; each later pause is twice as long, times a random number from 0.5 to 1."""
 LONGEST_PAUSE = 30.0
 """Seconds. An endpoint that asks to wait longer is asked again after this."""
-LARGEST_BODY = 8 * 2**20
-"""Bytes. No answer to our requests is nearly as long."""
 TO_A_CLIENT = 16
 """Requests that share one pool of connections, which looks at each of them for every request."""
 RAW_REPLY = {"X-Stainless-Raw-Response": "true"}
@@ -131,32 +127,32 @@ class OpenAICompatible:
         ids = [self.request_id(request) for request in requests]
         with Journal(self._journal_path) as journal:
             self._flush(journal, run_id)
-            batch = _Batch(journal=journal, run_id=run_id, requests=dict(zip(ids, requests, strict=True)))
-            self._look_into_lake(batch)
+            call = _Call(journal=journal, run_id=run_id, requests=dict(zip(ids, requests, strict=True)))
+            self._look_into_lake(call)
             try:
-                if batch.unsettled():
-                    asyncio.run(self._settle_all(batch))
+                if call.unsettled():
+                    asyncio.run(self._settle_all(call))
             finally:
                 self._flush(journal, run_id)
-        if batch.unusable is not None:
-            kept = len(batch.replies) - len(batch.errors)
+        if call.unusable is not None:
+            kept = len(call.replies) - len(call.errors)
             raise LanguageModelError(
-                f"{batch.unusable}. {kept:,} of {len(batch.requests):,} replies are kept; run again to ask for the rest"
+                f"{call.unusable}. {kept:,} of {len(call.requests):,} replies are kept; run again to ask for the rest"
             )
-        if batch.errors:
+        if call.errors:
             log.warning(
                 "%d requests to %s brought no reply; the first because: %s",
-                len(batch.errors),
+                len(call.errors),
                 self.endpoint,
-                next(iter(batch.errors.values())),
+                next(iter(call.errors.values())),
             )
-        replies = [batch.replies[request_id] for request_id in ids]
+        replies = [call.replies[request_id] for request_id in ids]
         return replies, Usage(
-            requests_sent=batch.sent,
-            requests_kept=len(requests) - batch.sent,
-            prompt_tokens=batch.prompt_tokens,
-            completion_tokens=batch.completion_tokens,
-            cost_usd=batch.cost_usd,
+            requests_sent=call.sent,
+            requests_kept=len(requests) - call.sent,
+            prompt_tokens=call.prompt_tokens,
+            completion_tokens=call.completion_tokens,
+            cost_usd=call.cost_usd,
             failures=dict(Counter(reply.missing_because for reply in replies if reply.missing_because is not None)),
         )
 
@@ -166,16 +162,16 @@ class OpenAICompatible:
             return []
         ids = [self.request_id(request) for request in requests]
         with Journal(self._journal_path) as journal:
-            batch = _Batch(journal=journal, run_id="", requests=dict(zip(ids, requests, strict=True)))
-            for request_id in batch.requests:
+            call = _Call(journal=journal, run_id="", requests=dict(zip(ids, requests, strict=True)))
+            for request_id in call.requests:
                 if (received := journal.look(request_id)[0]) is not None:
-                    batch.take(request_id, received)
-            self._look_into_lake(batch)
-        return [batch.replies.get(request_id) for request_id in ids]
+                    call.take(request_id, received)
+            self._look_into_lake(call)
+        return [call.replies.get(request_id) for request_id in ids]
 
     def price(self, model: str) -> Price | None:
         """What the model costs here, None if that is not known."""
-        return _price(self._prices, model, endpoint=self.endpoint)
+        return answers.price_of(self._prices, model, endpoint=self.endpoint)
 
     def _endpoint_of(self, model: str) -> str:
         """Where a model is asked: the endpoint, or for one in this process what it is made of."""
@@ -206,7 +202,7 @@ class OpenAICompatible:
             return found | {"error": str(error)}
         except _Failed as failed:
             return found | {"reachable": failed.heard, "error": failed.error}
-        answer = _read(status, body)
+        answer = answers.read(status, body)
         return found | {
             "reachable": True,
             "answers": answer.text is not None and answer.missing_because in {None, "truncated"},
@@ -221,18 +217,18 @@ class OpenAICompatible:
     def _identity(self, request: Request) -> dict[str, Any]:
         return sent(request, endpoint=self._endpoint_of(request.model))
 
-    def _look_into_lake(self, batch: "_Batch") -> None:
-        """Take what the lake has of the batch's open requests. Reads their rows only."""
+    def _look_into_lake(self, call: "_Call") -> None:
+        """Take what the lake has of the call's open requests. Reads their rows only."""
         # The count comes first: a flush between the two makes us look again, and not miss a reply.
-        batch.flushes = batch.journal.flushes()
+        call.flushes = call.journal.flushes()
         rows = (
             self._lake.scan("language_calls")
-            .filter(pl.col("request_id").is_in(batch.unsettled()))
+            .filter(pl.col("request_id").is_in(call.unsettled()))
             .select("request_id", "reply", "missing_because", "model_served", "logprobs")
             .collect()
         )
         for request_id, text, missing_because, model_served, likely in rows.iter_rows():
-            batch.settle(request_id, text, missing_because, model_served, likely=logprobs.unpacked(likely))
+            call.settle(request_id, text, missing_because, model_served, likely=logprobs.unpacked(likely))
 
     def _flush(self, journal: Journal, run_id: str) -> None:
         """Move the journal's replies to the lake, those of runs that died included."""
@@ -241,86 +237,86 @@ class OpenAICompatible:
         with journal.alone():
             while received := journal.pending(ROWS_AT_ONCE):
                 record = {"step": "language_calls", "run_id": run_id, "rows": len(received)}
-                self._lake.add("language_calls", _rows(received, self._prices), record=record)
+                self._lake.add("language_calls", answers.rows(received, self._prices), record=record)
                 journal.settle([reply.request_id for reply in received])
 
     # Asking
 
-    async def _settle_all(self, batch: "_Batch") -> None:
+    async def _settle_all(self, call: "_Call") -> None:
         async with AsyncExitStack() as opened:
-            count = -(-min(self._concurrency, len(batch.requests)) // TO_A_CLIENT)
-            far = any(not is_local(request.model) for request in batch.requests.values())
+            count = -(-min(self._concurrency, len(call.requests)) // TO_A_CLIENT)
+            far = any(not is_local(request.model) for request in call.requests.values())
             clients = [await opened.enter_async_context(self._client()) if far else None for _ in range(count)]
             pace = Pace(self._concurrency)
-            while (open_ids := batch.unsettled()) and batch.unusable is None:
-                settled_before = len(batch.replies)
+            while (open_ids := call.unsettled()) and call.unusable is None:
+                settled_before = len(call.replies)
                 queue = iter(open_ids)
                 workers = min(self._concurrency, len(open_ids))
                 await asyncio.gather(
-                    *(self._work(batch, clients[worker % count], queue, pace) for worker in range(workers))
+                    *(self._work(call, clients[worker % count], queue, pace) for worker in range(workers))
                 )
-                if len(batch.replies) == settled_before:
+                if len(call.replies) == settled_before:
                     # All that is left is under way in other processes: wait for their replies.
                     await asyncio.sleep(0.1)
 
-    async def _work(self, batch: "_Batch", client: openai.AsyncOpenAI | None, queue: Iterator[str], pace: Pace) -> None:
+    async def _work(self, call: "_Call", client: openai.AsyncOpenAI | None, queue: Iterator[str], pace: Pace) -> None:
         """Settle requests of the queue, which several workers share, as long as the endpoint can be used."""
         for request_id in queue:
-            if batch.unusable is not None:
+            if call.unusable is not None:
                 return
-            if request_id in batch.replies or not batch.journal.claim(request_id):
+            if request_id in call.replies or not call.journal.claim(request_id):
                 continue
-            received, flushes = batch.journal.look(request_id)
-            if received is None and flushes != batch.flushes:
-                self._look_into_lake(batch)
-            if received is None and request_id not in batch.replies and await self._admitted(batch, request_id):
-                received = await self._send(batch, client, request_id, pace)
-            batch.journal.release(request_id)
+            received, flushes = call.journal.look(request_id)
+            if received is None and flushes != call.flushes:
+                self._look_into_lake(call)
+            if received is None and request_id not in call.replies and await self._admitted(call, request_id):
+                received = await self._send(call, client, request_id, pace)
+            call.journal.release(request_id)
             if received is not None:
-                batch.take(request_id, received)
+                call.take(request_id, received)
 
-    async def _admitted(self, batch: "_Batch", request_id: str) -> bool:
+    async def _admitted(self, call: "_Call", request_id: str) -> bool:
         """Whether the budget has room for a request, now or once others are settled; if not, that is its reply."""
-        request = batch.requests[request_id]
+        request = call.requests[request_id]
         try:
             while not self.budget.admit(request_id, request, self.price(request.model)):
                 if self.budget.is_used_up:
-                    batch.settle(request_id, None, "budget", None)
+                    call.settle(request_id, None, "budget", None)
                     return False
                 await asyncio.sleep(0.02)
         except LanguageModelError as error:
-            batch.unusable = str(error)
+            call.unusable = str(error)
             return False
         return True
 
     async def _send(
-        self, batch: "_Batch", client: openai.AsyncOpenAI | None, request_id: str, pace: Pace
+        self, call: "_Call", client: openai.AsyncOpenAI | None, request_id: str, pace: Pace
     ) -> Received | None:
-        """Send one request until something comes back; None if nothing did, with the reason in the batch."""
-        received = await self._attempts(batch, client, request_id, pace)
+        """Send one request until something comes back; None if nothing did, with the reason in the call."""
+        received = await self._attempts(call, client, request_id, pace)
         if received is None:
             self.budget.settled(request_id, usd=0.0, tokens=0)
             return None
-        batch.journal.keep(received)
-        answer = _read(received.status, received.body, received.request)
-        cost = _cost(answer, self.price(received.model))
-        batch.prompt_tokens += answer.prompt_tokens or 0
-        batch.completion_tokens += answer.completion_tokens or 0
-        batch.cost_usd = None if batch.cost_usd is None or cost is None else batch.cost_usd + cost
+        call.journal.keep(received)
+        answer = answers.read(received.status, received.body, received.request)
+        paid = answers.cost(answer, self.price(received.model))
+        call.prompt_tokens += answer.prompt_tokens or 0
+        call.completion_tokens += answer.completion_tokens or 0
+        call.cost_usd = None if call.cost_usd is None or paid is None else call.cost_usd + paid
         known = answer.prompt_tokens is not None and answer.completion_tokens is not None
         tokens = (answer.prompt_tokens or 0) + (answer.completion_tokens or 0)
-        self.budget.settled(request_id, usd=cost, tokens=tokens if known else None)
+        self.budget.settled(request_id, usd=paid, tokens=tokens if known else None)
         return received
 
     async def _attempts(
-        self, batch: "_Batch", client: openai.AsyncOpenAI | None, request_id: str, pace: Pace
+        self, call: "_Call", client: openai.AsyncOpenAI | None, request_id: str, pace: Pace
     ) -> Received | None:
-        request = batch.requests[request_id]
+        request = call.requests[request_id]
         begun = time.monotonic()
-        batch.sent += 1
+        call.sent += 1
         for attempt in range(ATTEMPTS):
-            await asyncio.sleep(batch.quiet_until - time.monotonic())
-            if batch.unusable is not None:
+            await asyncio.sleep(call.quiet_until - time.monotonic())
+            if call.unusable is not None:
                 return None
             try:
                 async with pace.one():
@@ -330,25 +326,25 @@ class OpenAICompatible:
                     pace.slower()
                 elif failed.reason == "timeout":
                     self.budget.lost(request_id)
-                batch.journal.log_failure(request_id, run_id=batch.run_id, reason=failed.reason, error=failed.error)
-                batch.silent = batch.silent and not failed.heard
+                call.journal.log_failure(request_id, run_id=call.run_id, reason=failed.reason, error=failed.error)
+                call.silent = call.silent and not failed.heard
                 if failed.unusable is not None:
-                    batch.unusable = failed.unusable
-                if batch.unusable is not None:
+                    call.unusable = failed.unusable
+                if call.unusable is not None:
                     return None
                 if failed.again and attempt + 1 < ATTEMPTS:
                     # An endpoint that asks for quiet means all of our requests, not only this one.
-                    batch.quiet_until = max(batch.quiet_until, time.monotonic() + failed.retry_after)
+                    call.quiet_until = max(call.quiet_until, time.monotonic() + failed.retry_after)
                     await asyncio.sleep(_pause(attempt))
                     continue
-                if failed.unreachable and batch.silent:
-                    batch.unusable = f"{self.endpoint} cannot be reached ({failed.error}): check the base URL and that the server runs"
+                if failed.unreachable and call.silent:
+                    call.unusable = f"{self.endpoint} cannot be reached ({failed.error}): check the base URL and that the server runs"
                     return None
-                batch.silent = True
-                batch.errors[request_id] = failed.error
-                batch.settle(request_id, None, failed.reason, None)
+                call.silent = True
+                call.errors[request_id] = failed.error
+                call.settle(request_id, None, failed.reason, None)
                 return None
-            batch.silent = False
+            call.silent = False
             pace.faster()
             return Received(
                 request_id=request_id,
@@ -358,9 +354,9 @@ class OpenAICompatible:
                 status=status,
                 body=body,
                 seconds=time.monotonic() - begun,
-                attempts=batch.journal.failures(request_id) + 1,
+                attempts=call.journal.failures(request_id) + 1,
                 answered_at=datetime.now(UTC).isoformat(),
-                run_id=batch.run_id,
+                run_id=call.run_id,
             )
         return None
 
@@ -511,7 +507,7 @@ class OpenAICompatible:
     def _without_key(self, body: bytes) -> bytes:
         """The body, cut at the largest size that is read; the key, should the endpoint echo it, is never stored."""
         key = self._key().encode("ascii")
-        return (body.replace(key, b"[key]") if len(key) >= 8 else body)[: LARGEST_BODY + 1]
+        return (body.replace(key, b"[key]") if len(key) >= 8 else body)[: answers.LARGEST_BODY + 1]
 
 
 def sent(request: Request, *, endpoint: str) -> dict[str, Any]:
@@ -532,7 +528,7 @@ def sent(request: Request, *, endpoint: str) -> dict[str, Any]:
 
 
 @dataclass
-class _Batch:
+class _Call:
     """The state of one call of `answer`."""
 
     journal: Journal
@@ -557,7 +553,7 @@ class _Batch:
 
     def take(self, request_id: str, received: Received) -> None:
         """Settle a request by what came back."""
-        answer = _read(received.status, received.body, received.request)
+        answer = answers.read(received.status, received.body, received.request)
         self.settle(request_id, answer.text, answer.missing_because, answer.model_served, likely=answer.likely)
 
     def settle(
@@ -602,171 +598,6 @@ class _Failed(Exception):  # noqa: N818 - it never leaves this module, and reads
         self.unusable = unusable
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """A body, read."""
-
-    text: str | None = None
-    missing_because: str | None = None
-    error: str | None = None
-    model_served: str | None = None
-    finish_reason: str | None = None
-    prompt_tokens: int | None = None
-    cached_tokens: int | None = None
-    completion_tokens: int | None = None
-    likely: tuple[Likely, ...] | None = None
-
-
-def _read(status: int, body: bytes, request: str = "{}") -> _Answer:
-    """What a body says, or why it says nothing. Never raises: an endpoint may send anything.
-
-    `request` is what was asked, as canonical JSON.
-    """
-    if status >= 400:
-        return _Answer(missing_because="filtered", error=_start(body))
-    try:
-        value = _parsed(body)
-    except ValueError as fault:
-        return _Answer(missing_because="unparsable", error=str(fault))
-    # Inside a string of JSON the quotes would be escaped.
-    asked = json.loads(request) if '"logprobs":' in request else {}
-    likely = None
-    match value:
-        case {"choices": [{"message": {} as message, **choice}, *_]}:
-            finish_reason = _text(choice.get("finish_reason"))
-            missing_because, error = _verdict(message, finish_reason)
-            text = _text(message.get("content"))
-            if asked:
-                likely = logprobs.read(choice.get("logprobs"))
-        case {"choices": [{"text": str(said), **choice}, *_]}:
-            finish_reason = _text(choice.get("finish_reason"))
-            # One or two tokens are all that is asked for, so that it ends at the limit.
-            missing_because, error = ("filtered", None) if finish_reason == "content_filter" else (None, None)
-            text, likely = _text(said), logprobs.read(choice.get("logprobs"))
-            if text is None:
-                missing_because, error = "unparsable", "the text holds lone surrogates"
-            elif asked.get("echo"):
-                prompt = asked["messages"][0][1]
-                text, likely = text.removeprefix(prompt), logprobs.at_places(likely, prompt, asked["echo"])
-        case _:
-            return _Answer(missing_because="unparsable", error=f"the body has no message: {_start(body)}")
-    usage = value.get("usage")
-    return _Answer(
-        text=text,
-        missing_because=missing_because,
-        error=error,
-        model_served=_text(value.get("model")),
-        finish_reason=finish_reason,
-        prompt_tokens=_count(usage, "prompt_tokens"),
-        cached_tokens=_count(usage, "prompt_tokens_details", "cached_tokens"),
-        completion_tokens=_count(usage, "completion_tokens"),
-        likely=likely,
-    )
-
-
-def _parsed(body: bytes) -> Any:
-    """The JSON value of a body; a ValueError says in words what it is instead."""
-    if len(body) > LARGEST_BODY:
-        raise ValueError(f"the body is longer than {LARGEST_BODY:,} bytes")
-    try:
-        return json.loads(body.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise ValueError(f"the body is not UTF-8: {_start(body)}") from None
-    except (ValueError, RecursionError):
-        raise ValueError(f"the body is {'HTML' if body.lstrip()[:1] == b'<' else 'not JSON'}: {_start(body)}") from None
-
-
-def _verdict(message: dict[str, Any], finish_reason: str | None) -> tuple[str | None, str | None]:
-    """Why a message is no answer, if it is none: one word of the closed list, and more words where they help."""
-    content, refusal = message.get("content"), message.get("refusal")
-    if refusal:
-        return "refused", _plain(refusal)[:1_000] if isinstance(refusal, str) else None
-    if finish_reason in {"content_filter", "length"}:
-        return ("filtered" if finish_reason == "content_filter" else "truncated"), None
-    if not isinstance(content, str):
-        return "unparsable", f"the content is a {type(content).__name__}, not text"
-    if _text(content) is None:
-        return "unparsable", f"the content holds lone surrogates: {_plain(content)[:1_000]}"
-    if not content.strip():
-        return "unparsable", "the content is empty"
-    return None, None
-
-
-def _start(body: bytes) -> str:
-    """The beginning of a body, for people."""
-    return repr(body[:500].decode("utf-8", errors="replace"))
-
-
-def _plain(text: str) -> str:
-    """The text without lone surrogates, which no table can hold."""
-    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
-
-
-def _text(value: Any) -> str | None:
-    """The value, if it is a text that a table can hold."""
-    return value if isinstance(value, str) and _plain(value) == value else None
-
-
-def _count(usage: Any, *path: str) -> int | None:
-    """A number of tokens inside `usage`, if the endpoint gave one that can be."""
-    for name in path:
-        usage = usage.get(name) if isinstance(usage, dict) else None
-    return usage if isinstance(usage, int) and not isinstance(usage, bool) and 0 <= usage < 2**62 else None
-
-
-def _cost(answer: _Answer, price: Price | None) -> float | None:
-    """US dollars that an answer cost, None if the price or the tokens are not known."""
-    if price is None or answer.prompt_tokens is None or answer.completion_tokens is None:
-        return None
-    return price.cost(
-        prompt=answer.prompt_tokens, cached=answer.cached_tokens or 0, completion=answer.completion_tokens
-    )
-
-
-def _price(prices: Prices, model: str, *, endpoint: str) -> Price | None:
-    """What a model costs; one in this process costs nothing."""
-    return Price(0.0, 0.0, 0.0) if is_local(model) else prices.of(model, endpoint=endpoint)
-
-
-def _rows(received: Sequence[Received], prices: Prices) -> pl.DataFrame:
-    """Replies as rows of `language_calls`."""
-    rows = []
-    for reply in received:
-        answer = _read(reply.status, reply.body, reply.request)
-        packed = logprobs.packed(answer.likely)
-        rows.append(
-            {
-                "request_id": reply.request_id,
-                "endpoint": reply.endpoint,
-                "model": reply.model,
-                "model_served": answer.model_served,
-                "request": reply.request,
-                "reply": answer.text,
-                "logprobs": packed,
-                "finish_reason": answer.finish_reason,
-                "prompt_tokens": answer.prompt_tokens,
-                "cached_tokens": answer.cached_tokens,
-                "completion_tokens": answer.completion_tokens,
-                "cost_usd": _cost(answer, _price(prices, reply.model, endpoint=reply.endpoint)),
-                "seconds": reply.seconds,
-                "attempts": reply.attempts,
-                "missing_because": answer.missing_because,
-                "error": answer.error,
-                "answered_at": datetime.fromisoformat(reply.answered_at),
-                "identity": identity(
-                    "language_call",
-                    request_id=reply.request_id,
-                    reply=answer.text,
-                    missing_because=answer.missing_because,
-                    model_served=answer.model_served,
-                    **({} if packed is None else {"logprobs": packed}),
-                ),
-                "run_id": reply.run_id,
-            }
-        )
-    return language_calls.conform(pl.DataFrame(rows, schema=language_calls.schema))
-
-
 def _pause(attempt: int) -> float:
     """Seconds to wait after a failed attempt, counted from 0; random, so that clients do not come back in step."""
     return min(LONGEST_PAUSE, FIRST_PAUSE * (1 << attempt)) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
@@ -794,4 +625,4 @@ def _sendable(text: str) -> str:
 
 def _redacted(text: str) -> str:
     """The text without anything that looks like a key; endpoints echo the key that they refuse."""
-    return re.sub(r"\bsk-[\w*.-]+", "sk-[redacted]", _plain(text))
+    return re.sub(r"\bsk-[\w*.-]+", "sk-[redacted]", answers.plain(text))

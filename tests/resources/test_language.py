@@ -21,6 +21,7 @@ from pipeline.errors import LanguageModelError, SettingsError
 from pipeline.ports import Request, Usage
 from pipeline.provenance import TAG, content_hash
 from pipeline.tables import MISSING, language_calls
+from resources import answers
 from resources import language as door
 from resources.delta import DeltaLake
 from resources.journal import Journal, Received
@@ -540,7 +541,7 @@ BODIES = st.binary(max_size=200) | st.builds(
 def test_any_body_becomes_one_row_that_the_table_takes(body, status):
     received = Received(content_hash(1), "e", "m", "{}", status, body, 1.0, 1, "2026-01-01T00:00:00+00:00", "r")
 
-    rows = door._rows([received], open_prices())
+    rows = answers.rows([received], open_prices())
 
     (row,) = language_calls.conform(rows).to_dicts()
     assert row["missing_because"] in MISSING or row["reply"].strip()
