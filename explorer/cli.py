@@ -333,9 +333,10 @@ def explore(  # noqa: PLR0917 (click passes all by name)
     With --static, pages as files, which need no server: of the neurons and layers named, or else of those that were
     explained or stand out.
     """
-    from assets.definitions import open_lake
+    from assets.definitions import open_lake, open_subject
     from explorer import site
     from explorer.kept import Kept
+    from explorer.live import Live
     from explorer.neuron import parse
     from explorer.server import Explorer, serve
     from explorer.staleness import Staleness
@@ -346,7 +347,7 @@ def explore(  # noqa: PLR0917 (click passes all by name)
     typed = {name.replace("_", "-"): str(value) for name, value in flags.items() if value is not None}
     explorer = Explorer(
         Kept(lake), Staleness(lake, _looking(settings, lake)), home(), settings.instance / "explorer", typed,
-        settings.human_file,
+        settings.human_file, Live(lambda: open_subject(settings)),
     )  # fmt: skip
     if folder is None:
         if neurons is not None or wanted is not None:

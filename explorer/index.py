@@ -140,8 +140,11 @@ class Index:
 def best_words(kept: Kept, neurons: Iterable[tuple[int, int]]) -> Mapping[tuple[int, int], str]:
     """The best explanation of each of these neurons, as far as the index is made already: no page waits for it."""
     known = kept.ready("index")
-    if known is None:
-        return {}
+    return {} if known is None else words_of(known, neurons)
+
+
+def words_of(known: Index, neurons: Iterable[tuple[int, int]]) -> Mapping[tuple[int, int], str]:
+    """The best explanation of each of these neurons that has one."""
     wanted = pl.DataFrame(sorted(set(neurons)), schema={"layer": pl.Int32, "neuron": pl.Int32}, orient="row")
     found = known.neurons.join(wanted, on=["layer", "neuron"], how="semi")
     rows = found.select("layer", "neuron", "text").drop_nulls().iter_rows()

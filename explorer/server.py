@@ -4,6 +4,7 @@
     /5/131              one neuron                  /5/131/0123abcd     every token of one of its texts
     /search             explanations by words       /random             a neuron by chance
     /reviews            verdicts beside scores      /help               keys and words
+    /text               a text of one's own, read by the subject
     /static/NAME        style, script
 
     POST /5/131/review          a verdict on an explanation becomes a row of `reviews`
@@ -29,10 +30,12 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from explorer import lists, neuron_page
+from explorer import lists, neuron_page, own_text
 from explorer.guard import EMBEDDED, MOST_BYTES, Guard, check_address
 from explorer.index import FilterError, Filters, Index, best_words, index
 from explorer.kept import Kept
+from explorer.live import PATIENCE as PATIENCE_WITH_MODEL
+from explorer.live import Live
 from explorer.neuron_page import NotThereError
 from explorer.pages import Here, dressed, page
 from explorer.people import People, Verdicts
@@ -43,6 +46,8 @@ from pipeline.reviews import ReviewError
 
 STATIC = {"explorer.css": "text/css", "explorer.js": "text/javascript", "icon.svg": "image/svg+xml"}
 LARGEST_INDEX = 2**31 - 1
+LONGEST = {"text": own_text.MOST_LETTERS}
+"""Letters of a field of an address that links take along, where it is not 300."""
 
 
 class ElsewhereError(Exception):
@@ -62,6 +67,8 @@ class Explorer:
     flags: Mapping[str, str] = field(default_factory=dict)
     written: Path | None = None
     """The file with explanations of people that the settings name."""
+    live: Live = field(default_factory=Live)
+    """The subject, to read texts with."""
 
     @property
     def people(self) -> People:
@@ -74,6 +81,7 @@ class Explorer:
             *self._both("/", "home", self.first),
             *self._both("/search", "search", self.search),
             *self._both("/reviews", "reviews", self.reviews),
+            *self._both("/text", "own", self.own),
             Route("/random", self._random),
             Route("/static/{name}", self._static),
             *self._both("/help", "help", lambda _: {}),
@@ -199,6 +207,12 @@ class Explorer:
         layer, neuron = (_index(request.path_params[name]) for name in ("layer", "neuron"))
         return neuron_page.text(self.kept, layer, neuron, _hexadecimal(request.path_params["sequence"]))
 
+    def own(self, request: Request) -> dict[str, Any]:
+        """A text of one's own, and what the neurons do on it."""
+        asked = own_text.Asked.of(request.query_params)
+        found = own_text.gather(self.kept, self.live, asked, patience=PATIENCE_WITH_MODEL)
+        return own_text.explained(found, self.index)
+
     # ---- answers
 
     def _both(self, path: str, template: str, shown: Callable[[Request], dict[str, Any]]) -> list[Route]:
@@ -223,7 +237,11 @@ class Explorer:
     def _here(self, request: Request) -> Here:
         asked = request.query_params.get("lang", "")
         language = asked if asked in LANGUAGES else preferred(request.headers.get("accept-language", ""))
-        return Here(request.url.path, {name: value[:300] for name, value in request.query_params.items()}, language)
+        return Here(
+            request.url.path,
+            {name: value[: LONGEST.get(name, 300)] for name, value in request.query_params.items()},
+            language,
+        )
 
     def _random(self, request: Request) -> Response:
         """To a neuron by chance, among those that pass the filters."""

@@ -32,6 +32,10 @@
       const one = all.texts[side].groups[group].records[at];
       return { one, classes: one.steps.map((step) => `k${step}`), lines: [["", one.activations, one.steps]] };
     }
+    if (text.dataset.t) {
+      const shown = all.read.shown[Number(text.dataset.t)], one = { ...all.read, ...shown };
+      return { one, classes: one.steps.map((step) => `k${step}`), lines: [["", one.activations, one.steps]] };
+    }
     const one = all.compared.records[Number(text.closest("[data-c]").dataset.c)];
     const signed = (step) => (step === null ? "unknown" : `${step < 0 ? "n" : "k"}${Math.abs(step)}`);
     const own = new URLSearchParams(location.search).get("scale") === "own";
@@ -73,7 +77,7 @@
     said.textContent = `${JSON.stringify(visible(one.tokens[place]))} · ${values.join(" · ")}${id} · #${place}${one.document_id ? ` · ${visible(one.document_id)}` : ""}`;
     said.hidden = false;
   };
-  const known = ".heat[data-r], .heat[data-of]";
+  const known = ".heat[data-r], .heat[data-of], .heat[data-t]";
   document.addEventListener("pointerover", async (event) => {
     const text = event.target.closest?.(known);
     if (!text) return;

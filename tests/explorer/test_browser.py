@@ -9,8 +9,10 @@ import polars as pl
 import pytest
 
 from explorer.kept import Kept
+from explorer.live import Live
 from explorer.server import Explorer
 from explorer.staleness import Staleness
+from resources.subject import HuggingFaceSubject
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no browser: `pip install playwright`")
 BROWSER = next(
@@ -83,7 +85,10 @@ def visit(browser, **options):
 @pytest.fixture(scope="module")
 def address(told, served, tmp_path_factory):
     lake = told.lake
-    explorer = Explorer(Kept(lake), Staleness(lake, None), told.home, tmp_path_factory.mktemp("files"))
+    live = Live(lambda: HuggingFaceSubject(str(told.home / "subject")))
+    explorer = Explorer(
+        Kept(lake), Staleness(lake, None), told.home, tmp_path_factory.mktemp("files"), {}, None, live
+    )  # fmt: skip
     with served(explorer.app()) as address:
         yield address
 
@@ -131,13 +136,15 @@ def hostile(told, served, tmp_path_factory):
         lake.replace("explanations", said, layer=layer, record={})
         subject = lake.read("subject_layers", layer=layer).with_columns(subject=pl.lit(MARKS[0]), site=pl.lit(MARKS[1]))
         lake.replace("subject_layers", subject, layer=layer, record={})
+    live = Live(lambda: HuggingFaceSubject(str(folder.home / "subject")))
     explorer = Explorer(
-        Kept(lake), Staleness(lake, None), folder.home, tmp_path_factory.mktemp("files"), {"lake": MARKS[0]}
+        Kept(lake), Staleness(lake, None), folder.home, tmp_path_factory.mktemp("files"), {"lake": MARKS[0]}, None, live
     )
     with served(explorer.app()) as address:
         yield address
 
 
+OWN = "the+river+and+%3Cscript%3Ealert(1)%3C/script%3E+%E2%80%AE+%1B%5B31m+%D9%85%D8%B1%D8%AD%D8%A8%D8%A7"
 PATHS = (
     "/",
     "/1",
@@ -148,6 +155,7 @@ PATHS = (
     "/help",
     "/1/5?view=difference",
     "/1/5?view=overlay&scale=own",
+    f"/text?text={OWN}&neurons=1:5",
 )
 
 
@@ -162,6 +170,7 @@ def test_hostile_text_is_shown_and_does_nothing(browser, hostile):
         "/1/5?view=overlay",
         "/search?q=script",
         "/search?q=<script>alert(3)</script>",
+        f"/text?text={OWN}",
     ):
         with visit(browser) as page:
             page.goto(hostile + path)
@@ -180,7 +189,10 @@ def test_hostile_text_is_shown_and_does_nothing(browser, hostile):
 
 @pytest.mark.parametrize(
     ("scheme", "paths"),
-    [("light", ("/", "/1", "/1/5", "/search?q=the", "/help")), ("dark", ("/1", "/1/5?view=difference"))],
+    [
+        ("light", ("/", "/1", "/1/5", "/search?q=the", "/help", f"/text?text={OWN}")),
+        ("dark", ("/1", "/1/5?view=difference")),
+    ],
 )
 def test_axe_finds_no_fault(browser, address, scheme, paths):
     axe = pytest.importorskip("axe_playwright_python.base", reason="no axe: `pip install axe-playwright-python`")
@@ -253,6 +265,33 @@ def test_the_value_of_a_token_is_that_of_the_table(browser, address, told):
     assert f"id {window['token_ids'][row['peak_token']]}" in said
     value = row["activations"][row["peak_token"]]
     assert float(re.search(r"· (\S+) \(10/10\)", said)[1]) == pytest.approx(value, rel=1e-4)
+
+
+def test_a_text_is_read_by_keyboard_and_each_of_its_tokens_says_its_value(browser, address, planted):
+    neuron = next(one for one in planted.neurons if (one.layer, one.neuron) == (1, 5))
+    text = " ".join([*([neuron.after] if neuron.after else []), neuron.tokens[0], "and"])
+    with visit(browser) as page:
+        page.goto(f"{address}/1/5")
+        page.locator("#own-text").focus()
+        page.keyboard.type(text)
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/text?*")
+        heat = page.locator(".heat[data-t]").first
+        heat.focus()
+        playwright.expect(page.locator("#said")).to_contain_text("/10)")
+        assert neuron.tokens[0] in page.locator("#said").inner_text()
+        page.keyboard.press("ArrowRight")
+        playwright.expect(page.locator("#said")).to_contain_text("and")
+    with visit(browser, java_script_enabled=False, locale="fr-FR") as page:
+        page.goto(f"{address}/text")
+        page.get_by_label("Texte").fill(text)
+        page.get_by_label("neurones, comme").fill("1:5")
+        page.get_by_role("button", name="Le lire").click()
+        assert page.locator(".heat .k10, .heat .k9, .heat .k8").count() >= 1
+        page.get_by_role("link", name="par z").click()
+        assert "order=z" in page.url
+        assert page.get_by_label("Texte").input_value() == text
 
 
 def test_light_and_dark_are_those_of_the_system_until_one_chooses(browser, address):
