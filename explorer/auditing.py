@@ -17,7 +17,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from explorer.cli import diagnostics, layer_range, main, reported, screen, settings_options
+from explorer.command import diagnostics, layer_range, main, outside_of, reported, screen, settings_options
 from explorer.exchange import FOLDER, export_group
 from pipeline.audit import SHOWN, Audit
 from pipeline.errors import NeuronLedgerError
@@ -318,7 +318,6 @@ def _states(settings: Settings, lake: "DeltaLake") -> "Callable[[], Sequence[Sta
     """What is stale by these settings."""
     from assets.definitions import open_project, open_subject
     from assets.freshness import states
-    from explorer.cli import outside_of
 
     def look() -> "Sequence[State]":
         subject = open_subject(settings)

@@ -4,24 +4,34 @@ Exit codes: 0 done, 1 failed, 2 wrong use, 3 done in part (something failed, or 
 """
 
 import json
-import logging
 import os
-import re
-import shlex
-import shutil
 import socket
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
-from rich.console import Console
 from rich.text import Text
 
-from pipeline.errors import NeuronLedgerError, SettingsError
+import explorer.auditing
+import explorer.comparing
+import explorer.exchange  # noqa: F401 (these three hold the other commands)
+from explorer.command import (
+    FAILED,
+    IN_PART,
+    command_name,
+    complain,
+    diagnostics,
+    layer_range,
+    main,
+    outside_of,
+    reported,
+    screen,
+    settings_options,
+    typed,
+)
+from pipeline.errors import SettingsError
 from pipeline.misbehaviour import KINDS
 from resources.budget import Budget
 from resources.settings import FILE, Settings, home, load
@@ -30,55 +40,10 @@ if TYPE_CHECKING:
     from assets.freshness import Outside, State
     from assets.project import Project
     from assets.run import Outcome
-    from pipeline.ports import Lake, SubjectModel
+    from pipeline.ports import Lake
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-DONE, FAILED, WRONG_USE, IN_PART = 0, 1, 2, 3
-
-
-def settings_options(command: Callable[P, T]) -> Callable[P, T]:
-    """Every setting as a flag; what is not given comes from the environment, the file, or the default."""
-    for name, field in reversed(Settings.model_fields.items()):
-        kind: Any = int if field.annotation is int else str
-        default = "" if field.default is None else f" (default {field.default})"
-        command = click.option(f"--{name.replace('_', '-')}", type=kind, help=f"{field.description}{default}")(command)
-    return command
-
-
-def reported(command: Callable[P, T]) -> Callable[P, T]:
-    """Say what went wrong in one sentence, without a traceback, and exit with the right code."""
-
-    @wraps(command)
-    def careful(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return command(*args, **kwargs)
-        except NeuronLedgerError as error:
-            _complain(str(error))
-            sys.exit(WRONG_USE if isinstance(error, SettingsError) else FAILED)
-        except BrokenPipeError:
-            raise  # whoever read has seen enough; click ends without a word
-        except OSError as error:
-            _complain(f"{error}. Check the path and the permissions.")
-            sys.exit(FAILED)
-        except KeyboardInterrupt:
-            click.echo("Stopped. What was finished is kept; the same command goes on from there.", err=True)
-            sys.exit(130)
-
-    return careful
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="neuronledger")
-def main() -> None:
-    """Explain every MLP neuron of a language model, score the explanation, and prove where each number came from."""
-    # Dagster and the model libraries report through logging and bars; what matters here is said by this command.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
-    # Dagster calls parts beta that we use on purpose; a user can do nothing about it.
-    warnings.filterwarnings("ignore", message=r".*is currently in (beta|preview)")
-    logging.getLogger("dagster").setLevel(logging.CRITICAL)
 
 
 @main.command()
@@ -127,7 +92,7 @@ def run(
         _run(settings, layers=wanted, budget=budget, retry_failed=retry_failed)
     if budget.is_used_up:
         parts = {"layers": wanted, "neurons": neurons} | flags
-        again = f"{_command()} run{' --retry-failed' if retry_failed else ''}{_typed(parts)}"
+        again = f"{command_name()} run{' --retry-failed' if retry_failed else ''}{typed(parts)}"
         limit = f"--budget-usd {budget_usd:g}" if budget_usd is not None else f"--budget-tokens {budget_tokens}"
         spent = f"{budget.spent_tokens:,} tokens" if budget_usd is None else _money(budget.spent_usd)
         click.echo(f"The budget is used up: {spent} of it are spent. What was answered is kept; to go on:", err=True)
@@ -180,7 +145,7 @@ def plan(wanted: str | None, profile: str | None, as_json: bool, **flags: Any) -
         where = ",".join(map(str, missing))
         console.print(
             Text(f"Layers without exemplars, or what else is to be shown, are not in this plan. Without an explainer they cost nothing:\n"
-                 f"{_command()} run --layers {where} --explainer ''{_typed({**flags, 'explainer': None})}"),
+                 f"{command_name()} run --layers {where} --explainer ''{typed({**flags, 'explainer': None})}"),
             soft_wrap=True,
         )  # fmt: skip
 
@@ -344,9 +309,9 @@ def explore(  # noqa: PLR0917 (click passes all by name)
 
     settings = load(**flags)
     lake = open_lake(settings)
-    typed = {name.replace("_", "-"): str(value) for name, value in flags.items() if value is not None}
+    given = {name.replace("_", "-"): str(value) for name, value in flags.items() if value is not None}
     explorer = Explorer(
-        Kept(lake), Staleness(lake, _looking(settings, lake)), home(), settings.instance / "explorer", typed,
+        Kept(lake), Staleness(lake, _looking(settings, lake)), home(), settings.instance / "explorer", given,
         settings.human_file, Live(lambda: open_subject(settings)),
     )  # fmt: skip
     if folder is None:
@@ -398,32 +363,10 @@ def fake_endpoint(port: int, seconds: float, seed: int, **rates: float) -> None:
             ) from None
         click.echo(
             f"http://127.0.0.1:{port}/v1 answers as the model `scripted`; stop it with Ctrl-C. In another terminal:\n"
-            f"{_command()} run --neurons 0:0 --explainer scripted --base-url http://127.0.0.1:{port}/v1",
+            f"{command_name()} run --neurons 0:0 --explainer scripted --base-url http://127.0.0.1:{port}/v1",
             err=True,
         )
         uvicorn.Server(uvicorn.Config(endpoint.app(), log_level="critical")).run(sockets=[listening])
-
-
-def layer_range(text: str | None, n_layers: int) -> list[int]:
-    """The layers named by a text such as `0-3,7`; all of them for None.
-
-    Raises:
-        SettingsError: the text is not of this form, or names a layer that the subject does not have.
-    """
-    if text is None:
-        return list(range(n_layers))
-    layers: set[int] = set()
-    for part in text.split(","):
-        found = re.fullmatch(r"\s*([0-9]{1,6})\s*(?:-\s*([0-9]{1,6})\s*)?", part, re.ASCII)
-        if not found:
-            raise SettingsError(f"--layers (={text!r}) must be layers and ranges such as 0-3,7")
-        first, last = int(found[1]), int(found[2] or found[1])
-        if first > last:
-            raise SettingsError(f"--layers (={text!r}): {first}-{last} runs backwards; write {last}-{first}")
-        if last >= n_layers:
-            raise SettingsError(f"--layers (={text!r}): the subject has layers 0 to {n_layers - 1}; there is no {last}")
-        layers.update(range(first, last + 1))
-    return sorted(layers)
 
 
 def _run(settings: Settings, *, layers: str | None, budget: Budget | None = None, retry_failed: bool = False) -> None:
@@ -490,16 +433,9 @@ def _recompute(settings: Settings, names: str, budget: Budget) -> None:
 
 def _stop_if_failed(outcome: "Outcome") -> None:
     for name, why in outcome.failed.items():
-        _complain(f"{name}: {why}")
+        complain(f"{name}: {why}")
     if outcome.failed:
         sys.exit(IN_PART if outcome.made else FAILED)
-
-
-def _complain(words: str) -> None:
-    """One line on standard error. Words of files and endpoints may stand in it."""
-    from explorer.terminal import harmless
-
-    click.echo(f"Error: {harmless(words)}", err=True)
 
 
 def _same_subject(lake: "Lake", project: "Project", settings: Settings) -> None:
@@ -512,22 +448,6 @@ def _same_subject(lake: "Lake", project: "Project", settings: Settings) -> None:
                 f"the lake {settings.lake_uri} holds {subject!r}, a model of another shape than "
                 f"{settings.subject!r}; give another --lake"
             )
-
-
-def outside_of(settings: Settings, subject: "SubjectModel") -> "Outside":
-    """What tables are made from that is not in the lake, as it is today."""
-    from assets.freshness import Outside
-    from resources.corpus import open_corpus
-
-    corpus = open_corpus(settings.corpus, column=settings.column)
-    return Outside(
-        corpus=corpus.fingerprint(),
-        tokenizer=subject.tokenizer_hash(),
-        weights=subject.fingerprints(),
-        checkpoint=subject.weights_hash(),
-        parts=subject.parts,
-        source=corpus.provenance,
-    )
 
 
 def _looking(settings: Settings, lake: "Lake") -> "Callable[[Sequence[int]], list[State]]":
@@ -579,7 +499,7 @@ def _finished(settings: Settings, flags: Mapping[str, Any]) -> None:
     console.print("\n[bold]The best-explained neurons[/]")
     found = [neurons.read(lake, row["layer"], row["neuron"]) for row in top.iter_rows(named=True)]
     console.print(terminal.best_neurons(found, scores, explanations, colour=console.color_system is not None))
-    command, chosen = _command(), _typed(flags)
+    command, chosen = command_name(), typed(flags)
     example = f"{top.item(0, 'layer')}:{top.item(0, 'neuron')}" if len(top) else "0:0"
     # Lines to be typed again must not be broken, however narrow the terminal is.
     console.print(Text(f"lake             {settings.lake_uri}"), soft_wrap=True)
@@ -590,43 +510,7 @@ def _finished(settings: Settings, flags: Mapping[str, Any]) -> None:
         console.print(Text(f"the ledger       {head}"), soft_wrap=True)
 
 
-def _command() -> str:
-    """How this command can be typed again: by its name if the shell finds it so, else by its path."""
-    found, used = shutil.which("neuronledger"), Path(sys.argv[0]).resolve()
-    if found is not None and Path(found).resolve() == used:
-        return "neuronledger"
-    return str(used.relative_to(Path.cwd()) if used.is_relative_to(Path.cwd()) else used)
-
-
 def _money(usd: float) -> str:
     from explorer.terminal import money
 
     return money(usd)
-
-
-def _typed(flags: Mapping[str, Any]) -> str:
-    """Those flags that were given, as they are typed: with them another command has the same settings."""
-    given = {name: value for name, value in flags.items() if value is not None}
-    return "".join(f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given.items())
-
-
-def diagnostics() -> Console:
-    """Standard error, through a handle of its own where it is a terminal.
-
-    While a step runs, Dagster sends all that is written to the usual handle into the log of the step, bars too.
-    """
-    if not sys.stderr.isatty():
-        return Console(stderr=True)
-    return Console(file=os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8"))
-
-
-def screen() -> Console:
-    """Standard output; a wide line where it is no terminal, so that nothing is cut."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
-
-
-# The commands of other files, which take from this one what all commands share.
-import explorer.auditing  # noqa: E402
-import explorer.comparing  # noqa: E402
-import explorer.exchange  # noqa: E402, F401

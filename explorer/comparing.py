@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from explorer.cli import main, reported, screen, settings_options
+from explorer.command import layer_range, main, reported, screen, settings_options
 from explorer.terminal import harmless
 from pipeline.comparison import PARTS, TABLES, Comparison
 from pipeline.errors import SettingsError
@@ -38,7 +38,6 @@ def compare(a: str, b: str, wanted: str | None, as_json: bool, **flags: Any) -> 
     `.@2026-03-01T12:00`: the lake as it was after that run, or at that time (UTC unless it says otherwise). Nothing
     is asked of a language model.
     """
-    from explorer.cli import layer_range
     from pipeline.comparison import compare as compared
 
     settings = load(**flags)

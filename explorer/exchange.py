@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from explorer.cli import FAILED, IN_PART, layer_range, main, reported, settings_options
+from explorer.command import FAILED, IN_PART, layer_range, main, reported, settings_options
 from pipeline.errors import SettingsError
 from resources.settings import load
 

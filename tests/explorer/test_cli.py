@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from assets import activations
 from explorer import cli
-from explorer.cli import layer_range, main
+from explorer.cli import main
+from explorer.command import layer_range, typed
 from pipeline.checks import Finding
 from pipeline.errors import SettingsError, SubjectError
 from pipeline.ports import Request
@@ -706,7 +707,7 @@ def test_the_demo_is_the_demo_whatever_the_file_says_and_names_it_where_it_must(
     monkeypatch.setenv("NEURONLEDGER_HOME", str(tmp_path))
     asked = []
     monkeypatch.setattr(cli, "_run", lambda settings, layers: None)
-    monkeypatch.setattr(cli, "_finished", lambda settings, flags: asked.append((settings, cli._typed(flags))))
+    monkeypatch.setattr(cli, "_finished", lambda settings, flags: asked.append((settings, typed(flags))))
     assert CliRunner().invoke(main, ["demo"]).exit_code == 0
     (tmp_path / "neuronledger.toml").write_text('subject = "gpt2"\nwindows = 9\n')
     assert CliRunner().invoke(main, ["demo", "--seed", "1"]).exit_code == 0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from assets.freshness import State, summary
-from explorer import cli, terminal
+from explorer import command, terminal
 from explorer.neuron import Excerpt
 from explorer.terminal import TerminalProgress, excerpt, harmless
 
@@ -182,7 +182,7 @@ def test_progress_is_seen_while_dagster_sends_standard_error_to_the_log_of_a_ste
     monkeypatch.setenv("TERM", "xterm")
     with os.fdopen(handle, "w", encoding="utf-8") as stderr, (tmp_path / "log").open("w", encoding="utf-8") as log:
         monkeypatch.setattr(sys, "stderr", stderr)
-        console = cli.diagnostics()
+        console = command.diagnostics()
         os.dup2(log.fileno(), handle)
 
         console.print("half way")
