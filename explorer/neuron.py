@@ -10,14 +10,9 @@ import polars as pl
 from pipeline.errors import NeuronLedgerError, SettingsError
 from pipeline.ports import Lake
 from pipeline.summary import MAIN
-from pipeline.tables import MISSING
+from pipeline.tables import CHAIN, MISSING
 from pipeline.texts import display, token_texts
 from resources.delta import collect
-
-HOPS = (
-    "sequences", "subject_layers", "activations", "neuron_statistics", "token_associations", "vocabulary", "connections",
-    "exemplars", "explanations", "simulations", "judgements", "scores",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -229,7 +224,7 @@ def _chain(lake: Lake, layer: int, neuron: int) -> list[dict[str, Any]]:
         & (pl.col("neurons").is_null() | pl.col("neurons").list.contains(neuron))
     )
     chain: list[dict[str, Any]] = []
-    for table in HOPS:
+    for table in CHAIN:
         made = records.filter(pl.col("table") == table).sort("finished_at").tail(1)
         if made.is_empty():
             continue

@@ -13,12 +13,11 @@ import numpy as np
 import polars as pl
 
 from explorer.kept import Kept, Window
-from explorer.neuron import HOPS
 from pipeline.controls import CONTROLS
 from pipeline.errors import LakeError, NeuronLedgerError
 from pipeline.scale import TOP, scale
 from pipeline.scores import SCORERS, SETS
-from pipeline.tables import MISSING, STRATA, TABLES
+from pipeline.tables import CHAIN, MISSING, STRATA, TABLES
 from resources.delta import collect
 
 PARTS = (
@@ -488,7 +487,7 @@ def _chain(kept: Kept, layer: int, neuron: int, rows: Mapping[str, pl.DataFrame]
         & (pl.col("neurons").is_null() | pl.col("neurons").list.contains(neuron))
     )
     chain = []
-    for table in HOPS:
+    for table in CHAIN:
         of_table = records.filter(pl.col("table") == table)
         if table in rows and not rows[table].is_empty():
             runs = rows[table].get_column("run_id").unique()

@@ -19,6 +19,12 @@ POLARITIES = ("+", "-")
 SPLITS = ("explain", "calibrate", "score", "test")
 STRATA = ("top", "random", "q0", "q1", "q2", "q3", "q4")
 
+CHAIN = (
+    "sequences", "subject_layers", "activations", "neuron_statistics", "token_associations", "vocabulary", "connections",
+    "exemplars", "explanations", "simulations", "judgements", "scores",
+)  # fmt: skip
+"""The tables that a neuron's rows are from, parents first."""
+
 MISSING = {
     "dead_neuron": "the neuron never fires on this corpus in this polarity",
     "not_seen_firing": "the neuron fires in no document that may be shown to an explainer",
