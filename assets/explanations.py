@@ -8,6 +8,7 @@ import dagster as dg
 import polars as pl
 
 from assets.listening import heard
+from assets.pieces import pieces
 from assets.project import Project, parse_key
 from assets.spec import checks, described
 from assets.step import Step, Written
@@ -117,10 +118,20 @@ def baselines(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     return baseline_rows(tables["token_associations"], tables["exemplars"], texts, statistics=statistics)
 
 
-def rounds(project: Project, asked_about: pl.DataFrame, tables: Mapping[str, pl.DataFrame], *, model: str) -> Rounds:
-    """What is asked about these neurons, round after round, and in the end the rows of a language model."""
+def rounds(
+    project: Project,
+    asked_about: pl.DataFrame,
+    tables: Mapping[str, pl.DataFrame],
+    *,
+    model: str,
+    words: Mapping[int, str],
+) -> Rounds:
+    """What is asked about these neurons, round after round, and in the end the rows of a language model.
+
+    `words` says how each token looks.
+    """
     sequences, exemplars = tables["sequences"], tables["exemplars"]
-    texts, words = display(sequences), token_texts(sequences)
+    texts = display(sequences)
     others: dict[str, Any] = {}
     if "connections" in tables:
         others = {"connections": tables["connections"], "spelled": spelled(tables["vocabulary"])}
@@ -190,7 +201,11 @@ def make(
                 step.note_origin(subject=subject.provenance())
                 return heard(subject, asked, layer=layer, length=project.choices.length)
 
-            said = driven(rounds(project, asked_about, tables, model=model), answer, listen)
+            words = token_texts(tables["sequences"])
+            said = pl.concat(
+                driven(rounds(project, about_some, some, model=model, words=words), answer, listen)
+                for about_some, some in pieces(asked_about, tables)
+            )
             usage = sum(usages, Usage())
             # A neuron alone has no others beside it but those that were explained before.
             others = said if neuron is None else lake.read("explanations", layer=layer)

@@ -21,7 +21,7 @@ from pipeline import simulations as played_by_model
 from pipeline.ports import Lake, QuotingLanguageModel, Reply, Request, SubjectModel
 from pipeline.rounds import USUAL, Heard, Listening, Round, driven
 from pipeline.tables import TABLES
-from pipeline.texts import display
+from pipeline.texts import display, token_texts
 
 BYTES_PER_TOKEN = 2.5
 """Until a reply is kept: our prompts are much punctuation and numbers, of which a token holds less than of prose."""
@@ -141,7 +141,8 @@ def _explained(
         )
         return [next(found) if is_real else [(text, 0.0)] for is_real, (_, text) in zip(real, asked.texts, strict=True)]
 
-    said = driven(explanations.rounds(project, about, inputs, model=model), answer, listen)
+    words = token_texts(inputs["sequences"])
+    said = driven(explanations.rounds(project, about, inputs, model=model, words=words), answer, listen)
     # What is chosen among explanations that are not written yet will have words too.
     unknown = pl.col("missing_because") == "not_requested"
     said = said.with_columns(

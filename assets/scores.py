@@ -6,6 +6,7 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
+from assets.pieces import pieces
 from assets.project import Project, parse_key
 from assets.spec import checks, described
 from assets.step import Step, Written
@@ -45,10 +46,15 @@ def make(
     ) as step:  # fmt: skip
         simulations, explanations = step.read("simulations", may_be_empty=True), step.read("explanations")
         more: dict[str, Any] = {"seed": project.choices.seed}
-        for name in more_inputs(project):
-            more[name] = step.read(name, may_be_empty=True)
+        judged = {name: step.read(name, may_be_empty=True) for name in more_inputs(project)}
+        if judged:
             more["judged_by"] = dict.fromkeys(project.choices.scorers, project.choices.simulator)
-        written = step.write(scored(simulations, explanations, **more))
+        found = [
+            scored(some["simulations"], said, judgements=some.get("judgements"), **more)
+            for said, some in pieces(explanations, {"simulations": simulations, **judged})
+        ]
+        written = step.write(pl.concat(found))
+    more |= judged
     findings = check("scores", written.rows, simulations=simulations, explanations=explanations, **more)
     return written, findings, _numbers(written.rows)
 

@@ -5,6 +5,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from assets.pieces import pieces
 from assets.project import Project, parse_key
 from assets.spec import checks, described
 from assets.step import Step, Written
@@ -44,15 +45,22 @@ def make(
         settings=settings(project),
     ) as step:  # fmt: skip
         explanations, exemplars = step.read("explanations"), step.read("exemplars", may_be_empty=True)
-        rows = baseline_rows(explanations, exemplars, step.read("token_associations"))
-        usage = Usage()
-        if (model := project.choices.simulator) is not None:
-            texts = display(step.read("sequences"))
-            way, seed = project.choices.simulation, project.choices.seed
-            asked = played_by_model.requests(explanations, exemplars, texts, model=model, seed=seed, way=way)
-            replies, usage = language.answer([request for _, request in asked], run_id=step.run_id)
-            played = played_by_model.rows(asked, replies, explanations, exemplars, model=model, way=way)
-            rows = pl.concat([rows.select(sorted(rows.columns)), played.select(sorted(rows.columns))])
+        tables = {"exemplars": exemplars, "token_associations": step.read("token_associations")}
+        model, way, seed = project.choices.simulator, project.choices.simulation, project.choices.seed
+        texts = display(step.read("sequences")) if model else {}
+        frames, usage = [], Usage()
+        for said, some in pieces(explanations, tables):
+            shown = some["exemplars"]
+            rows = baseline_rows(said, shown, some["token_associations"])
+            frames.append(rows.select(sorted(rows.columns)))
+            if model is None:
+                continue
+            asked = played_by_model.requests(said, shown, texts, model=model, seed=seed, way=way)
+            replies, paid = language.answer([request for _, request in asked], run_id=step.run_id)
+            played = played_by_model.rows(asked, replies, said, shown, model=model, way=way)
+            frames.append(played.select(sorted(played.columns)))
+            usage += paid
+        rows = pl.concat(frames)
         written = step.write(rows, usage=usage)
     numbers = {
         "data/simulations": len(written.rows),

@@ -102,23 +102,23 @@ def stored(layer: int, neurons: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     place = np.tile(np.arange(SEQUENCES, dtype=np.int32), neurons)
     named = pl.Series("neuron", neuron).cast(pl.String)
     exemplar = named + "." + pl.Series(place).cast(pl.String)
-    explanations = _filled("explanations", {
+    explanations = filled("explanations", {
         "layer": np.full(neurons, layer, dtype=np.int32), "neuron": np.arange(neurons, dtype=np.int32),
         "explanation_id": named.gather_every(SEQUENCES), "method": ["scripted"] * neurons, "text": ["words"] * neurons,
         "identity": named.gather_every(SEQUENCES),
     })  # fmt: skip
-    simulations = _filled("simulations", {
+    simulations = filled("simulations", {
         "layer": np.full(len(neuron), layer, dtype=np.int32), "neuron": neuron, "explanation_id": named,
         "exemplar_id": exemplar, "stratum": np.where(place < 5, "top", "random"), "rank": place % 5,
-        "expected": _lists(expected), "true": _lists(true), "coverage": np.ones(len(neuron), dtype=np.float32),
+        "expected": lists(expected), "true": lists(true), "coverage": np.ones(len(neuron), dtype=np.float32),
         "identity": exemplar,
     })  # fmt: skip
     return explanations, simulations
 
 
-def _filled(table: str, cells: dict[str, Any]) -> pl.DataFrame:
+def filled(table: str, cells: dict[str, Any]) -> pl.DataFrame:
     """Rows of a table with these cells, and nothing of interest in the others."""
-    declared, count = TABLES[table], len(cells["neuron"])
+    declared, count = TABLES[table], len(cells["identity"])
     plain: dict[Any, Any] = {
         pl.String: "+",
         pl.Int32: 0,
@@ -137,7 +137,8 @@ def _filled(table: str, cells: dict[str, Any]) -> pl.DataFrame:
     )
 
 
-def _lists(values: Arrays) -> pl.Series:
+def lists(values: NDArray[Any]) -> pl.Series:
+    """A column of lists, one for each row of an array."""
     return pl.Series(values).arr.to_list()
 
 

@@ -325,6 +325,10 @@ class Lake(Protocol):
         """
         ...
 
+    def find(self, table: str, keys: pl.DataFrame) -> pl.LazyFrame:
+        """The rows of a table without layers that have these keys (a column for each of the table's)."""
+        return self.scan(table).join(keys.lazy(), on=keys.columns, how="semi")
+
     def rows(self, table: str, *, layer: int | None = None) -> int:
         """How many rows a table, or one layer of it, has; reads no data."""
         ...

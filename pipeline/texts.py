@@ -4,15 +4,31 @@ A piece of text covers one token, white space in front of it included. Bytes tha
 end inside one) show as U+FFFD.
 """
 
+from collections.abc import Iterator, Mapping
+
 import polars as pl
 
 
-def display(sequences: pl.DataFrame) -> dict[str, list[str]]:
+class Texts(Mapping[str, list[str]]):
+    """The display string of each token, by sequence id, made when it is asked for: as strings a corpus takes much room."""
+
+    def __init__(self, sequences: pl.DataFrame) -> None:
+        self._pieces = sequences.get_column("token_bytes")
+        self._places = {sequence: place for place, sequence in enumerate(sequences.get_column("sequence_id"))}
+
+    def __getitem__(self, sequence_id: str) -> list[str]:
+        return [piece.decode("utf-8", errors="replace") for piece in self._pieces[self._places[sequence_id]]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def display(sequences: pl.DataFrame) -> Texts:
     """The display string of each token, by sequence id."""
-    return {
-        sequence_id: [piece.decode("utf-8", errors="replace") for piece in pieces]
-        for sequence_id, pieces in sequences.select("sequence_id", "token_bytes").iter_rows()
-    }
+    return Texts(sequences)
 
 
 def token_texts(sequences: pl.DataFrame) -> dict[int, str]:

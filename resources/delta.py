@@ -42,6 +42,7 @@ from deltalake.schema import ArrayType, PrimitiveType
 from pipeline.errors import LakeError
 from pipeline.ports import Commit, Lake
 from pipeline.tables import TABLES, Table, Type
+from resources.known_keys import KnownKeys
 from resources.ledger import Ledger
 
 WHOLE = frozenset({"sequences", "vocabulary"})
@@ -179,6 +180,7 @@ class DeltaLake(Lake):
         self._opened: dict[str, tuple[_Log | str, DeltaTable]] = {}
         self._whole: dict[str, _Log] = {}
         """The commits of each table that were looked at."""
+        self._keys: dict[str, KnownKeys] = {}
         self.ledger = None if self._folder is None else Ledger(self._folder)
         """Its line seals each commit; an object store has none."""
 
@@ -213,6 +215,29 @@ class DeltaLake(Lake):
         """
         spec = declaration(table)
         return collect(self.scan(table, layer=layer, neurons=neurons, version=version)).sort(spec.sort or spec.key)
+
+    def find(self, table: str, keys: pl.DataFrame) -> pl.LazyFrame:
+        """The rows of a table without layers that have these keys. Only files with any of them are read.
+
+        Raises:
+            LakeError: no such table, it has layers, or it is damaged.
+        """
+        spec = declaration(table)
+        if spec.by_layer:
+            raise LakeError(f"table `{table}` has layers; read it by slice")
+        found = self._newest(spec)
+        return spec.empty().lazy() if found is None else self._rows_with(spec, found, keys)
+
+    def _rows_with(self, spec: Table, found: DeltaTable, keys: pl.DataFrame) -> pl.LazyFrame:
+        key = list(spec.key)
+        known = self._keys.setdefault(
+            spec.name, KnownKeys(key, lambda files: collect(pl.scan_parquet(list(files), glob=False).select(key)))
+        )
+        files = known.files_with(keys, found.file_uris())
+        if not files:
+            return spec.empty().lazy()
+        rows = pl.scan_parquet(files, glob=False, schema=spec.schema, missing_columns="insert")
+        return rows.join(keys.lazy().select(key).unique(), on=key, how="semi").select(list(spec.columns))
 
     def rows(self, table: str, *, layer: int | None = None) -> int:
         """How many rows a table, or one layer of it, has. Reads the commits, no data.
@@ -363,8 +388,8 @@ class DeltaLake(Lake):
         key = list(spec.key)
 
         def new(found: DeltaTable) -> pl.DataFrame | None:
-            known = collect(pl.scan_delta(found).select(key))
-            fresh = rows.join(known, on=key, how="anti", maintain_order="left")
+            known = self._rows_with(spec, found, rows.select(key))
+            fresh = rows.join(collect(known.select(key)), on=key, how="anti", maintain_order="left")
             return None if fresh.is_empty() else fresh
 
         if rows.is_empty():

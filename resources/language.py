@@ -106,6 +106,7 @@ class OpenAICompatible:
         self._local: dict[str, LocalModel] = {}
         self._computing = threading.Lock()
         # Learnt from the endpoint's refusals, for as long as this object lives.
+        self._limit = float(concurrency)
         self._takes_response_format = True
         self._name_of_max_tokens = "max_tokens"
 
@@ -222,8 +223,9 @@ class OpenAICompatible:
         # The count comes first: a flush between the two makes us look again, and not miss a reply.
         call.flushes = call.journal.flushes()
         rows = (
-            self._lake.scan("language_calls")
-            .filter(pl.col("request_id").is_in(call.unsettled()))
+            self._lake.find(
+                "language_calls", pl.DataFrame({"request_id": call.unsettled()}, schema={"request_id": pl.String})
+            )
             .select("request_id", "reply", "missing_because", "model_served", "logprobs")
             .collect()
         )
@@ -248,6 +250,7 @@ class OpenAICompatible:
             far = any(not is_local(request.model) for request in call.requests.values())
             clients = [await opened.enter_async_context(self._client()) if far else None for _ in range(count)]
             pace = Pace(self._concurrency)
+            pace.limit = self._limit
             while (open_ids := call.unsettled()) and call.unusable is None:
                 settled_before = len(call.replies)
                 queue = iter(open_ids)
@@ -258,6 +261,7 @@ class OpenAICompatible:
                 if len(call.replies) == settled_before:
                     # All that is left is under way in other processes: wait for their replies.
                     await asyncio.sleep(0.1)
+            self._limit = pace.limit
 
     async def _work(self, call: "_Call", client: openai.AsyncOpenAI | None, queue: Iterator[str], pace: Pace) -> None:
         """Settle requests of the queue, which several workers share, as long as the endpoint can be used."""

@@ -29,6 +29,9 @@ class FolderLake:
         frames = [pl.read_parquet(file) for file in sorted(self.folder.glob(f"{table}-*.parquet"))]
         return pl.concat([TABLES[table].empty(), *frames]).lazy()
 
+    def find(self, table: str, keys: pl.DataFrame) -> pl.LazyFrame:
+        return self.scan(table).join(keys.lazy(), on=keys.columns, how="semi")
+
     def version(self, table: str) -> int | None:
         return len(list(self.folder.glob(f"{table}-*.parquet"))) - 1
 

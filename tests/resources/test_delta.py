@@ -414,6 +414,19 @@ def row_groups(file: Path) -> list[int]:
     return [len(chunk) for chunk in pl.scan_parquet(file).select("rank").collect_batches(maintain_order=True)]
 
 
+def test_rows_are_found_by_their_keys_whoever_wrote_them(lake: DeltaLake, tmp_path: Path) -> None:
+    sought = pl.DataFrame({"request_id": ["b", "c", "x"]})
+    assert collect(lake.find("language_calls", sought)).is_empty()
+    for name in "abc":
+        other = DeltaLake(lake.uri) if name == "b" else lake
+        other.add("language_calls", rows_of(TABLES["language_calls"], 1, request_id=name), record={})
+    found = collect(lake.find("language_calls", sought)).sort("request_id")
+    assert found["request_id"].to_list() == ["b", "c"]
+    assert found.schema == TABLES["language_calls"].schema
+    with pytest.raises(LakeError, match="has layers"):
+        lake.find("scores", sought)
+
+
 def added(lake: DeltaLake, table: str) -> list[str]:
     newest = max(log_of(lake, table).glob("*.json"))
     actions = [json.loads(line) for line in newest.read_text(encoding="utf-8").splitlines()]
