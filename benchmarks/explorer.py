@@ -35,6 +35,8 @@ from resources.delta import DeltaLake
 
 LENGTH, WINDOWS, VOCABULARY = 64, 4096, 30_000
 RECORDS = {"top": 20, "random": 10, "q0": 6, "q1": 6, "q2": 6, "q3": 6, "q4": 6}
+FEW = 50
+"""Neurons that a class looks at together."""
 SYLLABLES = [a + b for a in "bdfgklmnprst" for b in ("a", "e", "i", "o", "u", "an", "en", "or")]
 
 
@@ -221,7 +223,7 @@ def measured(folder: Path, asked: argparse.Namespace) -> Iterable[Figure]:
                               if name == "first_start" else "the same again, with the full-text index there")  # fmt: skip
                 if name == "first_start":
                     continue
-                yield from _asked(port, asked, generator)
+                yield from _asked(port, asked, generator, server.pid)
                 peak = _peak(server.pid)
                 yield _figure(
                     "memory", peak / 2**30, "GiB", 1.0, "most that the server held, all of the above together"
@@ -230,7 +232,7 @@ def measured(folder: Path, asked: argparse.Namespace) -> Iterable[Figure]:
                 server.terminate()
 
 
-def _asked(port: int, asked: argparse.Namespace, generator: random.Random) -> Iterable[Figure]:
+def _asked(port: int, asked: argparse.Namespace, generator: random.Random, pid: int) -> Iterable[Figure]:
     def neuron() -> str:
         return f"/{generator.randrange(asked.whole)}/{generator.randrange(asked.neurons)}"
 
@@ -245,9 +247,12 @@ def _asked(port: int, asked: argparse.Namespace, generator: random.Random) -> It
         connection = http.client.HTTPConnection("127.0.0.1", port)
         for _ in range(3):
             _get(connection, path())
+        before = _worked(pid)
         found = sorted(_get(connection, path())[0] for _ in range(asked.requests))
         detail = f"{asked.requests} pages one after the other"
         if kind == "neuron":
+            worked = (_worked(pid) - before) / asked.requests
+            yield _figure("neuron_work", 1e3 * worked, "ms", None, f"processor time of the server for a page; {detail}")
             yield _figure("neuron_p50", 1e3 * _at(found, 0.5), "ms", 50, detail)
         yield _figure(f"{kind}_p95", 1e3 * _at(found, 0.95), "ms", {"neuron": 150, "search": 150}.get(kind), detail)
     _, size = _get(http.client.HTTPConnection("127.0.0.1", port), neuron())
@@ -258,6 +263,16 @@ def _asked(port: int, asked: argparse.Namespace, generator: random.Random) -> It
         15,
         f"HTML of a neuron with {sum(RECORDS.values())} texts and 10 simulated, gzipped",
     )
+    whole = [(layer, neuron) for layer in range(asked.whole) for neuron in range(asked.neurons)]
+    few = generator.sample(whole, min(len(whole), FEW))
+    for name, pages, of in (("crowd", whole, "all neurons"), ("class", few, f"the same {len(few)} neurons")):
+        yield from _crowd(name, port, asked, pid, pages=pages, of=of)
+
+
+def _crowd(
+    name: str, port: int, asked: argparse.Namespace, pid: int, *, pages: Sequence[tuple[int, int]], of: str
+) -> Iterable[Figure]:
+    """Many users at once, each of whom asks for one page after the other."""
     times: list[float] = []
     wrong: list[str] = []
 
@@ -265,17 +280,21 @@ def _asked(port: int, asked: argparse.Namespace, generator: random.Random) -> It
         mine, connection = random.Random(seed), http.client.HTTPConnection("127.0.0.1", port)
         try:
             for _ in range(max(1, asked.requests // 20)):
-                times.append(_get(connection, f"/{mine.randrange(asked.whole)}/{mine.randrange(asked.neurons)}")[0])
+                layer, neuron = mine.choice(pages)
+                times.append(_get(connection, f"/{layer}/{neuron}")[0])
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             wrong.append(str(error))
 
+    before = _worked(pid)
     threads = [threading.Thread(target=user, args=(seed,)) for seed in range(asked.users)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    detail = f"{asked.users} users at once, {len(times):,} pages of neurons without a pause, {len(wrong)} errors"
-    yield _figure("crowd_p95", 1e3 * _at(sorted(times), 0.95), "ms", 500, detail)
+    detail = f"{asked.users} users at once, {len(times):,} pages of {of} without a pause, {len(wrong)} errors"
+    yield _figure(f"{name}_p95", 1e3 * _at(sorted(times), 0.95), "ms", 500, detail)
+    worked = (_worked(pid) - before) / max(1, len(times))
+    yield _figure(f"{name}_work", 1e3 * worked, "ms", None, f"processor time of the server for a page; {detail}")
 
 
 def _get(connection: http.client.HTTPConnection, path: str) -> tuple[float, int]:
@@ -299,6 +318,12 @@ def _peak(pid: int) -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"process {pid} says nothing of its memory")
+
+
+def _worked(pid: int) -> float:
+    """Seconds of processor time that a process has used; unlike the time a page takes, it hardly grows under load."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _figure(name: str, value: float, unit: str, goal: float | None, detail: str) -> Figure:

@@ -38,19 +38,17 @@ def histogram(counts: Sequence[int], title: str) -> Markup:
         low, high = known[place], known[place + 1]
         said = f"{low:.3g} … {high:.3g}: {counts[place]:,}"
         parts.append(
-            Markup(
-                '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>'
-            ).format("bar-low" if high <= 0 else "bar", x, floor - tall, max(step - 1, 1), tall, said)
+            _bar("bar-low" if high <= 0 else "bar", x=x, y=floor - tall, width=max(step - 1, 1), height=tall, said=said)
         )
     shown = range(first, last + 2, max(1, (last - first + 1) // 7))
     parts += [_text(LEFT + step * (place - first), HEIGHT - 18, _short(known[place]), "middle") for place in shown]
-    return Markup("").join([*parts, Markup("</svg>")])
+    return _drawn(parts)
 
 
 def scatter(
     points: Sequence[tuple[float, float]], line: tuple[float, float] | None, *, x: str, y: str, title: str
 ) -> Markup:
-    """One dot for each token, at (simulated, real), and the least-squares line; dots are drawn to a tenth of a unit."""
+    """One dot for each token, at (simulated, real), and the least-squares line; dots are drawn to two units of 560."""
     if not points:
         return Markup()
     low_x, high_x = _range([point[0] for point in points])
@@ -63,7 +61,9 @@ def scatter(
             height - FOOT - (height - FOOT - HEAD) * (value[1] - low_y) / (high_y - low_y),
         )
 
-    dots = "".join(dict.fromkeys("M{:.0f} {:.0f}h0".format(*at(point)) for point in points))
+    # A dot is 5 units wide, so dots that lie closer than 2 units are drawn as one.
+    places = {(2 * round(x / 2), 2 * round(y / 2)) for x, y in map(at, points)}
+    dots = "".join(f"M{x} {y}h0" for x, y in sorted(places))
     parts = [_open(title, height)]
     for share in (0.0, 0.5, 1.0):
         value_x, value_y = low_x + share * (high_x - low_x), low_y + share * (high_y - low_y)
@@ -72,12 +72,12 @@ def scatter(
             _line(LEFT, place_y, WIDTH - 10, place_y, "grid"), _text(LEFT - 5, place_y + 4, _short(value_y), "end"),
             _text(place_x, height - 20, _short(value_x), ("start", "middle", "end")[int(share * 2)]),
         ]  # fmt: skip
-    parts.append(Markup('<path class="dots" d="{}"/>').format(dots))
+    parts.append(f'<path class="dots" d="{dots}"/>')
     if line is not None:
         ends = [(value, min(max(line[0] + line[1] * value, low_y), high_y)) for value in (low_x, high_x)]
         parts.append(_line(*at(ends[0]), *at(ends[1]), "fit"))
     parts += [_text(WIDTH / 2, height - 4, x, "middle"), _text(LEFT + 4, HEAD + 8, y, "start")]
-    return Markup("").join([*parts, Markup("</svg>")])
+    return _drawn(parts)
 
 
 def interval(value: float, low: float | None, high: float | None, *, marker: float | None, title: str) -> Markup:
@@ -87,50 +87,59 @@ def interval(value: float, low: float | None, high: float | None, *, marker: flo
         return 4 + 132 * (min(max(share, -1.0), 1.0) + 1) / 2
 
     parts = [
-        Markup(
-            '<svg class="interval" viewBox="0 0 140 16" width="140" height="16" role="img"><title>{}</title>'
-        ).format(title),
+        f'<svg class="interval" viewBox="0 0 140 16" width="140" height="16" role="img"><title>{escape(title)}</title>',
         _line(4, 8, 136, 8, "grid"), _line(x(0), 3, x(0), 13, "grid"),
     ]  # fmt: skip
     if low is not None and high is not None:
         parts.append(_line(x(low), 8, x(high), 8, "range"))
     if marker is not None:
         parts.append(_line(x(marker), 1, x(marker), 15, "mark"))
-    parts.append(Markup('<circle class="dot" cx="{:.1f}" cy="8" r="4"/></svg>').format(x(value)))
-    return Markup("").join(parts)
+    parts.append(f'<circle class="dot" cx="{x(value):.1f}" cy="8" r="4"/>')
+    return _drawn(parts)
 
 
 def bars(counts: Sequence[int], title: str, labels: Sequence[str]) -> Markup:
     """A small row of bars, the highest as high as there is room; each says its label and count."""
     most, step, height = max([*counts, 1]), 120 / max(len(counts), 1), 28
     parts = [
-        Markup('<svg class="bars" viewBox="0 0 120 {0}" width="120" height="{0}" role="img"><title>{1}</title>').format(
-            height, title
-        )
+        f'<svg class="bars" viewBox="0 0 120 {height}" width="120" height="{height}" role="img"><title>{escape(title)}</title>'
     ]
     for place, count in enumerate(counts):
         tall = 0.0 if not count else max(1.0, (height - 2) * count / most)
         parts.append(
-            Markup(
-                '<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{}: {}</title></rect>'
-            ).format(step * place, height - tall, step - 1, tall, labels[place], f"{count:,}")
+            _bar(
+                "bar", x=step * place, y=height - tall, width=step - 1, height=tall, said=f"{labels[place]}: {count:,}"
+            )
         )
     parts.append(_line(0, height - 0.5, 120, height - 0.5, "grid"))
-    return Markup("").join([*parts, Markup("</svg>")])
+    return _drawn(parts)
 
 
-def _open(title: str, height: int = HEIGHT) -> Markup:
-    return Markup(
-        '<svg class="chart" viewBox="0 0 {0} {1}" role="img" preserveAspectRatio="xMinYMin meet"><title>{2}</title>'
-    ).format(WIDTH, height, title)
+def _drawn(parts: Sequence[str]) -> Markup:
+    """Pieces of one drawing. Each is of numbers and our own words, or was escaped."""
+    return Markup("".join([*parts, "</svg>"]))  # noqa: S704
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
-    return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(kind, x1, y1, x2, y2)
+def _open(title: str, height: int = HEIGHT) -> str:
+    return (
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" preserveAspectRatio="xMinYMin meet">'
+        f"<title>{escape(title)}</title>"
+    )
 
 
-def _text(x: float, y: float, words: str, anchor: str) -> Markup:
-    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, escape(words))
+def _bar(kind: str, *, x: float, y: float, width: float, height: float, said: str) -> str:
+    return (
+        f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}">'
+        f"<title>{escape(said)}</title></rect>"
+    )
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _text(x: float, y: float, words: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

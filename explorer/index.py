@@ -10,11 +10,14 @@ import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from explorer.kept import Kept
 from pipeline.controls import CONTROLS
@@ -118,7 +121,13 @@ class Index:
     """A row for each neuron and side, with its best explanation: of a language model if there is one."""
     words: Path
     """The file that words are looked up in."""
-    texts: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def places(self) -> NDArray[np.int64]:
+        """Where the neuron of each row of `neurons` stands in the order of neurons, from the least."""
+        layers, neurons = (self.neurons.get_column(name).cast(pl.Int64).to_numpy() for name in ("layer", "neuron"))
+        places: NDArray[np.int64] = layers << 32 | neurons
+        return places
 
     def find(self, words: str) -> pl.DataFrame:
         """The explanations that hold all these words, with `match` from 0 for the best."""
@@ -145,10 +154,16 @@ def best_words(kept: Kept, neurons: Iterable[tuple[int, int]]) -> Mapping[tuple[
 
 def words_of(known: Index, neurons: Iterable[tuple[int, int]]) -> Mapping[tuple[int, int], str]:
     """The best explanation of each of these neurons that has one."""
-    wanted = pl.DataFrame(sorted(set(neurons)), schema={"layer": pl.Int32, "neuron": pl.Int32}, orient="row")
-    found = known.neurons.join(wanted, on=["layer", "neuron"], how="semi")
-    rows = found.select("layer", "neuron", "text").drop_nulls().iter_rows()
-    return {(layer, neuron): text for layer, neuron, text in rows}
+    wanted = np.asarray([_place(*one) for one in set(neurons)], dtype=np.int64)
+    first, after = (np.searchsorted(known.places, wanted, side) for side in ("left", "right"))
+    rows = [row for start, end in zip(first.tolist(), after.tolist(), strict=True) for row in range(start, end)]
+    found = known.neurons.select("layer", "neuron", "text")[rows].drop_nulls().iter_rows()
+    return {(layer, neuron): text for layer, neuron, text in found}
+
+
+def _place(layer: int, neuron: int) -> int:
+    """Where a neuron stands in the order of neurons."""
+    return layer << 32 | neuron
 
 
 def query(words: str) -> str:

@@ -3,14 +3,17 @@
 Everything about one neuron is read when it is looked at. What belongs to no neuron would be read again for each.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
 from threading import RLock
 from typing import Any, TypeVar
 
 import polars as pl
 
 from pipeline.ports import Lake
+from pipeline.tables import TABLES
 from pipeline.texts import token_texts
 from resources.delta import collect
 
@@ -27,7 +30,7 @@ class Window:
     token_ids: list[int]
     pieces: list[bytes]
 
-    @property
+    @cached_property
     def tokens(self) -> list[str]:
         """Each token as text; bytes that are no whole character show as U+FFFD."""
         return [piece.decode("utf-8", errors="replace") for piece in self.pieces]
@@ -58,13 +61,23 @@ class Kept:
         known = self._kept.get(name)
         return None if known is None else known[1]
 
+    def state(self) -> tuple[int | None, ...]:
+        """The versions of all tables: as long as they stay, so does everything that is read of them."""
+        return tuple(self.lake.version(table) for table in TABLES)
+
     def windows(self, sequence_ids: Iterable[str]) -> Mapping[str, Window]:
         """Those of these sequences that the lake has."""
         columns = ["sequence_id", "document_id", "split", "offset", "token_ids", "token_bytes"]
-        kept = self.once("windows", ["sequences"], lambda: collect(self.lake.scan("sequences").select(columns)))
+        kept = self.once(
+            "windows",
+            ["sequences"],
+            lambda: collect(self.lake.scan("sequences").select(columns)).sort("sequence_id"),
+        )
         wanted = pl.Series(sorted(set(sequence_ids)), dtype=pl.String)
-        found = kept.filter(pl.col("sequence_id").is_in(wanted.implode()))
-        return {row[0]: Window(*row[1:]) for row in found.iter_rows()}
+        places = kept.get_column("sequence_id").search_sorted(wanted)
+        found = kept[places.filter(places < len(kept))]
+        known = set(wanted)
+        return {row[0]: Window(*row[1:]) for row in found.iter_rows() if row[0] in known}
 
     def words(self) -> Mapping[int, str]:
         """How each token looks: by itself, or where it first occurs if the vocabulary does not know it."""
@@ -78,6 +91,32 @@ class Kept:
     def records(self) -> pl.DataFrame:
         """The table `materializations`."""
         return self.once("records", ["materializations"], lambda: self.lake.read("materializations"))
+
+    def write(self, table: str, layer: int, neuron: int, runs: Collection[str] | None) -> dict[str, Any] | None:
+        """The last finished write of a table that holds this neuron's rows, of these runs if they are given."""
+        for row in self.once("writes", ["materializations"], self._writes).get(table, ()):
+            if (
+                row["layer"] in (layer, None)
+                and (runs is None or row["run_id"] in runs)
+                and (row["neurons"] is None or neuron in row["neurons"])
+            ):
+                return row
+        return None
+
+    def _writes(self) -> Mapping[str, list[dict[str, Any]]]:
+        """The finished writes of each table, the latest first."""
+        writes: dict[str, list[dict[str, Any]]] = {}
+        done = self.records().filter(pl.col("status") == "done").sort("finished_at", maintain_order=True)
+        for row in done.reverse().iter_rows(named=True):
+            writes.setdefault(row["table"], []).append(row)
+        return writes
+
+    def dates(self, table: str) -> Mapping[str, datetime]:
+        """When each run last wrote a table."""
+        return self.once(f"dates of {table}", ["materializations"], lambda: self._dates(table))
+
+    def _dates(self, table: str) -> Mapping[str, datetime]:
+        return dict(self.records().filter(pl.col("table") == table).select("run_id", "finished_at").iter_rows())
 
     def layers(self) -> pl.DataFrame:
         """The table `subject_layers`."""

@@ -4,6 +4,7 @@ Nothing is rounded, averaged or filled in here: a score is as it stands in `scor
 interval, and what is missing is null beside its reason.
 """
 
+import heapq
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,11 @@ PARTS = (
     "neuron_statistics", "activations", "token_associations", "connections", "exemplars", "explanations", "simulations",
     "scores",
 )  # fmt: skip
+UNSHOWN = {
+    "exemplars": ["token_ids", "activations", "scaled_activations"],
+    "simulations": ["distribution_values", "distribution_probabilities"],
+}
+"""Columns that a page of a neuron does without: the largest of their tables."""
 WORST = 20
 """Tokens named where a simulation is furthest from the neuron."""
 AROUND = 5
@@ -44,7 +50,7 @@ def gather(
     Raises:
         NotThereError: the lake has no such neuron, or the neuron no such explanation.
     """
-    scans = [kept.lake.scan(table, layer=layer, neurons=[neuron]) for table in PARTS]
+    scans = [_one(kept, table, layer, neuron) for table in PARTS]
     rows = dict(zip(PARTS, _together(scans), strict=True))
     if rows["neuron_statistics"].is_empty():
         raise NotThereError(not_there(kept, layer, neuron))
@@ -53,7 +59,7 @@ def gather(
         [*rows["activations"].get_column("sequence_id"), *rows["exemplars"].get_column("sequence_id")]
     )
     calls = _calls(kept, rows)
-    dates = dict(kept.records().filter(pl.col("table") == "explanations").select("run_id", "finished_at").iter_rows())
+    dates = kept.dates("explanations")
     statistics = rows["neuron_statistics"].drop("identity", "run_id", "layer", "neuron").row(0, named=True)
     polarities = rows["activations"].get_column("polarity").unique().sort().to_list() or ["+"]
     explanations = _explanations(rows, calls, dates)
@@ -89,13 +95,16 @@ def not_there(kept: Kept, layer: int, neuron: int | None = None) -> str:
     return f"Layer {layer} was not captured yet. `neuronledger run --layers {layer}` does it."
 
 
+def _one(kept: Kept, table: str, layer: int, neuron: int) -> pl.LazyFrame:
+    """The rows of one neuron in the order of the table, without columns that no page shows."""
+    rows = kept.lake.scan(table, layer=layer, neurons=[neuron]).sort(list(TABLES[table].sort or TABLES[table].key))
+    return rows.drop(UNSHOWN[table]) if table in UNSHOWN else rows
+
+
 def _together(frames: Sequence[pl.LazyFrame]) -> list[pl.DataFrame]:
     """All of them at once, read in parallel; one after the other if that fails, to say which table is damaged."""
     try:
-        return [
-            frame.sort(list(TABLES[table].sort or TABLES[table].key))
-            for table, frame in zip(PARTS, pl.collect_all(frames), strict=True)
-        ]
+        return pl.collect_all(frames)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError):
         return [_alone(table, frame) for table, frame in zip(PARTS, frames, strict=True)]
 
@@ -110,8 +119,8 @@ def _alone(table: str, frame: pl.LazyFrame) -> pl.DataFrame:
 def _calls(kept: Kept, rows: Mapping[str, pl.DataFrame]) -> dict[str, dict[str, Any]]:
     """The requests behind this neuron's rows, by id."""
     asked = set(rows["explanations"].get_column("request_id").drop_nulls())
-    simulations = rows["simulations"].get_column("request_ids").explode(empty_as_null=False, keep_nulls=False)
-    asked |= set(simulations.drop_nulls())
+    for requests in rows["simulations"].get_column("request_ids").to_list():
+        asked.update(name for name in requests or () if name is not None)
     if not asked:
         return {}
     found = collect(kept.lake.scan("language_calls").filter(pl.col("request_id").is_in(sorted(asked))))
@@ -131,12 +140,14 @@ def _explanations(
     rows: Mapping[str, pl.DataFrame], calls: Mapping[str, Mapping[str, Any]], dates: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Every explanation with its scores, the best by the main score first, those without one last."""
-    played = dict(
-        rows["simulations"].group_by("explanation_id").agg(pl.col("request_ids").explode().drop_nulls()).iter_rows()
-    )
+    played: dict[str, list[str]] = {}
+    for explanation_id, requests in rows["simulations"].select("explanation_id", "request_ids").iter_rows():
+        played.setdefault(explanation_id, []).extend(requests or ())
+    scored: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in rows["scores"].iter_rows(named=True):
+        scored.setdefault(row["explanation_id"], {}).setdefault(row["simulator"], []).append(row)
     found = []
     for row in rows["explanations"].iter_rows(named=True):
-        scores = rows["scores"].filter(pl.col("explanation_id") == row["explanation_id"])
         call = calls.get(row["request_id"] or "", {})
         made = dates.get(row["run_id"])
         asked = {row["request_id"], *played.get(row["explanation_id"], [])} - {None}
@@ -150,15 +161,15 @@ def _explanations(
                 "reason": sentence(row["missing_because"]),
                 "made_at": call.get("answered_at") or (made.isoformat(timespec="seconds") if made else None),
                 "cost": _cost([calls[name] for name in asked if name in calls], asked=len(asked)),
-                "simulators": [_scored(group, name) for (name,), group in scores.group_by("simulator", maintain_order=True)],
+                "simulators": [_scored(group, name) for name, group in scored.get(row["explanation_id"], {}).items()],
             }
         )  # fmt: skip
     return sorted(found, key=lambda one: (main(one) is None, -(main(one) or 0.0)))
 
 
-def _scored(scores: pl.DataFrame, simulator: Any) -> dict[str, Any]:
+def _scored(scores: Iterable[Mapping[str, Any]], simulator: Any) -> dict[str, Any]:
     """All scores of one explanation by one simulator: a line for each scorer, a cell for each split."""
-    cells = {(row["scorer"], row["split"]): _cell(row) for row in scores.iter_rows(named=True)}
+    cells = {(row["scorer"], row["split"]): _cell(row) for row in scores}
     order = {scorer: place for place, scorer in enumerate(SCORERS)}
     scorers = sorted({scorer for scorer, _ in cells}, key=lambda scorer: (order.get(scorer, len(order)), scorer))
     splits = sorted(
@@ -241,16 +252,17 @@ def _texts(
     sign = -1.0 if polarity == "-" else 1.0
     most = max(0.0, sign * (statistics["minimum"] if polarity == "-" else statistics["maximum"]))
     uses: dict[str, set[str]] = {}
-    for name, split in (
-        rows["exemplars"].filter(pl.col("polarity") == polarity).select("sequence_id", "split").iter_rows()
-    ):
-        uses.setdefault(name, set()).add(split)
+    for side, name, split in rows["exemplars"].select("polarity", "sequence_id", "split").iter_rows():
+        if side == polarity:
+            uses.setdefault(name, set()).add(split)
+    by_stratum: dict[str, list[dict[str, Any]]] = {}
+    all_steps = _cut(scale(sign * _flat(records.get_column("activations")), most), records.get_column("activations"))
+    for row, steps in zip(records.iter_rows(named=True), all_steps, strict=True):
+        record = _record(row, windows, steps, sorted(uses.get(row["sequence_id"], ())))
+        by_stratum.setdefault(row["stratum"], []).append(record)
     groups, bounds = [], [None, *statistics["quantile_boundaries"], None]
     for stratum in STRATA:
-        found = [
-            _record(row, windows, sign, most, sorted(uses.get(row["sequence_id"], ())))
-            for row in records.filter(pl.col("stratum") == stratum).iter_rows(named=True)
-        ]
+        found = by_stratum.get(stratum, [])
         if not found:
             continue
         place = int(stratum[1:]) if stratum.startswith("q") else None
@@ -265,11 +277,14 @@ def _texts(
     return {"polarity": polarity, "maximum": most, "groups": groups}
 
 
-def _record(
-    row: Mapping[str, Any], windows: Mapping[str, Window], sign: float, most: float, used: list[str]
-) -> dict[str, Any]:
+def _cut(values: Any, like: pl.Series) -> list[list[Any]]:
+    """One flat array as lists that are as long as those of a column."""
+    ends = np.cumsum(like.list.len().to_numpy())
+    return [part.tolist() for part in np.split(values, ends[:-1])] if len(ends) else []
+
+
+def _record(row: Mapping[str, Any], windows: Mapping[str, Window], steps: list[int], used: list[str]) -> dict[str, Any]:
     window = windows.get(row["sequence_id"])
-    values = np.asarray(row["activations"], dtype=np.float64)
     return {
         "rank": row["rank"],
         "sequence_id": row["sequence_id"],
@@ -279,10 +294,10 @@ def _record(
         "peak_token": row["peak_token"],
         "used": used,
         "copies": 1,
-        "tokens": ["\ufffd"] * len(values) if window is None else window.tokens,
+        "tokens": ["\ufffd"] * len(steps) if window is None else window.tokens,
         "token_ids": None if window is None else window.token_ids,
         "activations": row["activations"],
-        "steps": scale(sign * values, most).tolist(),
+        "steps": steps,
     }
 
 
@@ -316,16 +331,24 @@ def _compared(
     exemplars = {row["exemplar_id"]: row for row in rows["exemplars"].iter_rows(named=True)}
     maxima = rows["exemplars"].filter(pl.col("polarity") == chosen["polarity"]).get_column("scale_maximum").to_list()
     most = max(maxima, default=0.0)
-    usable = mine.filter(pl.col("expected").is_not_null())
-    expected, true = (_flat(usable.get_column(name)) for name in ("expected", "true"))
+    shown = sorted(mine.iter_rows(named=True), key=lambda row: (STRATA.index(row["stratum"]), row["rank"]))
+    simulated = [row for row in shown if row["expected"] is not None]
+    expected, true = (
+        np.asarray([value for row in simulated for value in row[name]], dtype=np.float64)
+        for name in ("expected", "true")
+    )
     known = np.isfinite(expected)
     line = _line(expected[known], true[known])
     unit = mine.item(0, "scale")
-    records = []
-    for row in sorted(mine.iter_rows(named=True), key=lambda row: (STRATA.index(row["stratum"]), row["rank"])):
+    values = _in_units(expected, unit, most, line)
+    # Of a token that the simulator did not answer for there is neither a value nor a step.
+    in_units = [None if np.isnan(value) else value for value in values.tolist()]
+    steps, differences = _steps(values, most), _differences(values, true, most)
+    records, at = [], 0
+    for row in shown:
         exemplar = exemplars.get(row["exemplar_id"])
         window = None if exemplar is None else windows.get(exemplar["sequence_id"])
-        values = None if row["expected"] is None else _in_units(row["expected"], unit, most, line)
+        part = None if row["expected"] is None else slice(at, at := at + len(row["expected"]))
         records.append(
             {
                 "exemplar_id": row["exemplar_id"],
@@ -337,16 +360,13 @@ def _compared(
                 "token_ids": None if window is None else window.token_ids,
                 "true": row["true"],
                 "expected": row["expected"],
-                # Of a token that the simulator did not answer for there is neither a value nor a step.
-                "in_units": None
-                if values is None
-                else [None if np.isnan(value) else value for value in values.tolist()],
+                "in_units": None if part is None else in_units[part],
                 "missing_because": row["missing_because"],
                 "reason": sentence(row["missing_because"]),
                 "true_steps": scale(row["true"], most).tolist(),
-                "steps": None if values is None else _steps(values, most),
-                "own_steps": None if values is None else _steps(values, max(np.nanmax(values), 0.0)),
-                "difference_steps": None if values is None else _differences(values, row["true"], most),
+                "steps": None if part is None else steps[part],
+                "own_steps": None if part is None else _steps(values[part], max(np.nanmax(values[part]), 0.0)),
+                "difference_steps": None if part is None else differences[part],
                 "request_ids": row["request_ids"],
             }
         )
@@ -375,9 +395,9 @@ def _line(expected: Any, true: Any) -> tuple[float, float] | None:
     return float(level), float(slope)
 
 
-def _in_units(expected: Sequence[float | None], unit: str, most: float, line: tuple[float, float] | None) -> Any:
+def _in_units(expected: Any, unit: str, most: float, line: tuple[float, float] | None) -> Any:
     """A simulation in units of the neuron."""
-    values = np.asarray(expected, dtype=np.float64)
+    values: Any = np.asarray(expected, dtype=np.float64)
     if unit == "scaled":
         return values * most / TOP
     if unit == "weight":
@@ -390,7 +410,7 @@ def _steps(values: Any, most: float) -> list[int | None]:
     return _known(scale(np.nan_to_num(values), most), values)
 
 
-def _differences(values: Any, true: Sequence[float], most: float) -> list[int | None]:
+def _differences(values: Any, true: Any, most: float) -> list[int | None]:
     """Simulated minus real, in steps of a tenth of the scale, toward zero, at most 10 either way; None as in `_steps`."""
     if most <= 0:
         return _known(np.zeros(len(true)), values)
@@ -405,54 +425,58 @@ def _known(steps: Any, values: Any) -> list[int | None]:
 
 def _worst(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The tokens where the simulation is furthest from the neuron, the furthest first."""
-    found = [
-        {
-            "record": place,
-            "token": at,
-            "before": record["tokens"][max(0, at - AROUND) : at],
-            "text": record["tokens"][at],
-            "after": record["tokens"][at + 1 : at + 1 + AROUND],
-            "true": true,
-            "simulated": value,
-            "difference": value - true,
-        }
+    records = list(records)
+    differences = [
+        (-abs(value - true), place, at)
         for place, record in enumerate(records)
         if record["in_units"] is not None
         for at, (true, value) in enumerate(zip(record["true"], record["in_units"], strict=True))
-        if value is not None
+        if value is not None and value != true
     ]
-    found.sort(key=lambda one: (-abs(one["difference"]), one["record"], one["token"]))
-    return [one for one in found if one["difference"]][:WORST]
+    found = []
+    for _, place, at in heapq.nsmallest(WORST, differences):
+        record = records[place]
+        true, value = record["true"][at], record["in_units"][at]
+        found.append(
+            {
+                "record": place,
+                "token": at,
+                "before": record["tokens"][max(0, at - AROUND) : at],
+                "text": record["tokens"][at],
+                "after": record["tokens"][at + 1 : at + 1 + AROUND],
+                "true": true,
+                "simulated": value,
+                "difference": value - true,
+            }
+        )
+    return found
 
 
 def _tokens(associations: pl.DataFrame, words: Mapping[int, str], polarity: str) -> dict[str, Any]:
     """The strongest tokens of one side: by mean activation where they occur often enough to say so, and by weight."""
     mine = associations.filter(pl.col("polarity") == polarity)
-    lists = ["token_ids", "counts", "means", "weights"]
     if mine.is_empty():
         return {"polarity": polarity, "fallback": None, "by_mean": [], "by_weight": None}
-    weights = mine.item(0, "weights")
-    rows = (
-        mine.select(lists[: 4 if weights is not None else 3])
-        .explode(lists[: 4 if weights is not None else 3])
-        .drop_nulls()
-    )
-    down = polarity == "+"
+    row = mine.row(0, named=True)
+    has_weights = row["weights"] is not None
+    weights = row["weights"] if has_weights else [None] * len(row["token_ids"])
+    tokens = [one for one in zip(row["token_ids"], row["counts"], row["means"], weights, strict=True)
+              if None not in one[: 4 if has_weights else 3]]  # fmt: skip
+    down = -1 if polarity == "+" else 1
 
-    def listed(frame: pl.DataFrame, by: str) -> list[dict[str, Any]]:
-        strongest = frame.sort(by, "token_ids", descending=[down, False]).head(STRONGEST)
+    def listed(tokens: Sequence[tuple[Any, ...]], by: int) -> list[dict[str, Any]]:
+        strongest = heapq.nsmallest(STRONGEST, tokens, key=lambda one: (down * one[by], one[0]))
         return [
-            {"token_id": row["token_ids"], "text": words.get(row["token_ids"]), "count": row["counts"],
-             "mean": row["means"], "weight": row.get("weights")}
-            for row in strongest.iter_rows(named=True)
-        ]  # fmt: skip
+            {"token_id": token, "text": words.get(token), "count": count, "mean": mean, "weight": weight}
+            for token, count, mean, weight in strongest
+        ]
 
-    often = rows.filter(pl.col("counts") >= pl.col("counts").max().clip(1, 5))
+    enough = max(1, min(5, max((count for _, count, _, _ in tokens), default=1)))
     return {
         "polarity": polarity,
-        "fallback": mine.item(0, "fallback"),
-        "by_mean": listed(often, "means"),
-        "by_weight": None if weights is None else listed(rows, "weights"),
+        "fallback": row["fallback"],
+        "by_mean": listed([one for one in tokens if one[1] >= enough], 2),
+        "by_weight": listed(tokens, 3) if has_weights else None,
     }
 
 
@@ -481,21 +505,12 @@ def _connections(connections: pl.DataFrame, words: Mapping[int, str]) -> dict[st
 
 def _chain(kept: Kept, layer: int, neuron: int, rows: Mapping[str, pl.DataFrame]) -> list[dict[str, Any]]:
     """For each hop, the write that this neuron's rows are from: the last finished one of the run that they name."""
-    records = kept.records().filter(
-        (pl.col("status") == "done")
-        & ((pl.col("layer") == layer) | pl.col("layer").is_null())
-        & (pl.col("neurons").is_null() | pl.col("neurons").list.contains(neuron))
-    )
     chain = []
     for table in CHAIN:
-        of_table = records.filter(pl.col("table") == table)
-        if table in rows and not rows[table].is_empty():
-            runs = rows[table].get_column("run_id").unique()
-            of_table = of_table.filter(pl.col("run_id").is_in(runs.implode()))
-        made = of_table.sort("finished_at").tail(1)
-        if made.is_empty():
+        runs = set(rows[table].get_column("run_id")) if table in rows and not rows[table].is_empty() else None
+        row = kept.write(table, layer, neuron, runs)
+        if row is None:
             continue
-        row = made.row(0, named=True)
         chain.append(
             {
                 **{name: row[name] for name in ("table", "version", "run_id", "commit_uuid", "content_hash", "step_key", "rows")},

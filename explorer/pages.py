@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 from urllib.parse import urlencode
 
@@ -85,19 +85,19 @@ def _is_shown(char: str) -> bool:
 def heat(
     tokens: Sequence[str], steps: Sequence[int | None], values: Sequence[float] | None = None, *, spaces: bool = False
 ) -> Markup:
-    """Tokens coloured by step: 0 to 10, or -10 to 10 for differences. A coloured one says its value in its title.
+    """Tokens coloured by step: 0 to 10, or -10 to 10 for differences. With `values` a coloured one says its own in its title.
 
     What has step 0 is plain text, for a page holds thousands of tokens; the script tells them apart when asked. What has
     none was not answered for, and is crossed out.
     """
     parts = []
     for place, (token, step) in enumerate(zip(tokens, steps, strict=True)):
-        shown = escape(visible(token, spaces=spaces))
+        shown = _lettered(token, spaces) if len(token) <= LONGEST_TOKEN else _letters(token, spaces)
         if step is None:
-            parts.append(f'<span class="unknown">{shown}</span>')
+            parts.append(f"<u class=unknown>{shown}</u>")
         elif step:
             title = "" if values is None else f' title="{values[place]:.3g}"'
-            parts.append(f'<span class="{"k" if step > 0 else "n"}{abs(step)}"{title}>{shown}</span>')
+            parts.append(f"<u class={'k' if step > 0 else 'n'}{abs(step)}{title}>{shown}</u>")
         else:
             parts.append(shown)
     return Markup("".join(parts))  # noqa: S704 (each token was escaped)
@@ -109,10 +109,19 @@ def overlaid(
     """Tokens with the neuron's step as ground and the simulation's as a line beneath."""
     parts = []
     for token, true, said in zip(tokens, real, simulated, strict=True):
-        shown = escape(visible(token, spaces=spaces))
+        shown = _lettered(token, spaces) if len(token) <= LONGEST_TOKEN else _letters(token, spaces)
         beneath = "unknown" if said is None else f"u{said}"
-        parts.append(f'<span class="k{true} {beneath}">{shown}</span>' if true or said != 0 else shown)
+        parts.append(f'<u class="k{true} {beneath}">{shown}</u>' if true or said != 0 else shown)
     return Markup("".join(parts))  # noqa: S704 (each token was escaped)
+
+
+def _letters(token: str, spaces: bool) -> str:  # noqa: FBT001 (called by place, for every token of a page)
+    """A token as it stands in a page: what it holds is visible, and none of it is markup."""
+    return str(escape(visible(token, spaces=spaces)))
+
+
+_lettered = lru_cache(maxsize=2**16)(_letters)
+"""The same for short tokens, which come again and again."""
 
 
 def number(value: Any, digits: int = 4) -> str:

@@ -39,6 +39,8 @@ class Verdicts:
     def said_of(self, layer: int, neuron: int) -> dict[str, list[dict[str, Any]]]:
         """The standing verdicts on each explanation of one neuron."""
         mine = self._all().filter((pl.col("layer") == layer) & (pl.col("neuron") == neuron))
+        if mine.is_empty():
+            return {}
         found: dict[str, list[dict[str, Any]]] = {}
         for row in reviews.standing(mine).iter_rows(named=True):
             said = {name: row[name] for name in ("verdict", "note", "author", "identity")}
@@ -80,6 +82,14 @@ class People:
     def __init__(self, file: Path | None, folder: Path, flags: Mapping[str, str]) -> None:
         self.path = file or folder / FILE
         self._flags = dict(flags)
+
+    def state(self) -> tuple[int, int] | None:
+        """Another one whenever the file is; None without one."""
+        try:
+            status = self.path.stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size
 
     def of(self, layer: int, neuron: int, *, known: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """What is noted of one neuron and not in the lake yet, and the command that scores it."""

@@ -16,7 +16,7 @@ With `.json` behind its path a page is what it shows, as JSON. A GET changes not
 import json
 import re
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Re
 from starlette.routing import Route
 
 from explorer import lists, neuron_page, own_text
+from explorer.answers import LEVEL, Answer, Answers
 from explorer.guard import EMBEDDED, MOST_BYTES, Guard, check_address
 from explorer.index import FilterError, Filters, Index, best_words, index
 from explorer.kept import Kept
@@ -69,6 +70,7 @@ class Explorer:
     """The file with explanations of people that the settings name."""
     live: Live = field(default_factory=Live)
     """The subject, to read texts with."""
+    answers: Answers = field(default_factory=Answers)
 
     @property
     def people(self) -> People:
@@ -87,15 +89,17 @@ class Explorer:
             *self._both("/help", "help", lambda _: {}),
             Route("/{layer}/{neuron}/review", self._review, methods=["POST"]),
             Route("/{layer}/{neuron}/explanation", self._explained, methods=["POST"]),
-            *self._both("/{layer}/{neuron}/{sequence}", "text", self.text),
-            *self._both("/{layer}/{neuron}", "neuron", self.neuron),
+            *self._both("/{layer}/{neuron}/{sequence}", "text", self.text, state=self._state),
+            *self._both("/{layer}/{neuron}", "neuron", self.neuron, state=self._state),
             *self._both("/{layer}", "layer", self.layer),
         ]
         handlers: Mapping[Any, Callable[[Request, Exception], Response]] = {
             ElsewhereError: self._elsewhere, 404: self._missing, 405: self._missing, NeuronLedgerError: self._failed, OSError: self._failed,
         }  # fmt: skip
         inner = Starlette(
-            routes=routes, middleware=[Middleware(GZipMiddleware, minimum_size=500)], exception_handlers=dict(handlers)
+            routes=routes,
+            middleware=[Middleware(GZipMiddleware, minimum_size=500, compresslevel=LEVEL)],
+            exception_handlers=dict(handlers),
         )
         return Guard(inner, names=names, token=token)
 
@@ -215,13 +219,20 @@ class Explorer:
 
     # ---- answers
 
-    def _both(self, path: str, template: str, shown: Callable[[Request], dict[str, Any]]) -> list[Route]:
-        """A page, and the same as JSON."""
+    def _both(
+        self,
+        path: str,
+        template: str,
+        shown: Callable[[Request], dict[str, Any]],
+        *,
+        state: Callable[[Request], Hashable] | None = None,
+    ) -> list[Route]:
+        """A page, and the same as JSON. With a `state`, what it depends on besides its address, it is kept."""
 
-        def as_json(request: Request) -> Response:
-            return _json(shown(request))
+        def as_json(request: Request) -> Answer:
+            return Answer.of(_json_of(shown(request)), "application/json")
 
-        def as_html(request: Request) -> Response:
+        def as_html(request: Request) -> Answer:
             here, found = self._here(request), shown(request)
             embedded = request.query_params.get("embed") == "1" and template == "neuron"
             body = dressed(template, here, found, embedded=embedded)
@@ -230,9 +241,24 @@ class Explorer:
                 if embedded
                 else {}
             )
-            return HTMLResponse(body.encode("utf-8", errors="replace"), headers=headers)
+            return Answer.of(body.encode("utf-8", errors="replace"), "text/html", headers)
 
-        return [Route(f"{path.rstrip('/') or '/index'}.json", as_json), Route(path, as_html)]
+        def kept(make: Callable[[Request], Answer]) -> Callable[[Request], Response]:
+            def answer(request: Request) -> Response:
+                if state is None:
+                    return make(request).response(request)
+                here = self._here(request)
+                key = (make.__name__, here.path, tuple(sorted(here.query.items())), here.language, state(request))
+                return self.answers.answer(key, lambda: make(request)).response(request)
+
+            return answer
+
+        return [Route(f"{path.rstrip('/') or '/index'}.json", kept(as_json)), Route(path, kept(as_html))]
+
+    def _state(self, request: Request) -> Hashable:
+        """What the pages of a neuron depend on besides their address."""
+        fresh = self.staleness.of(_index(request.path_params["layer"]))
+        return self.kept.state(), repr(fresh), self.kept.ready("index") is None, self.people.state()
 
     def _here(self, request: Request) -> Here:
         asked = request.query_params.get("lang", "")
@@ -313,10 +339,13 @@ def _hexadecimal(text: str) -> str:
     return text
 
 
-def _json(shown: Any, *, status: int = 200) -> Response:
+def _json_of(shown: Any) -> bytes:
     # In ASCII: no character of a text can be taken for anything else, and no half of one fails to be encoded.
-    body = json.dumps(shown, default=str, allow_nan=False)
-    return Response(body, status_code=status, media_type="application/json")
+    return json.dumps(shown, default=str, allow_nan=False).encode("ascii")
+
+
+def _json(shown: Any, *, status: int = 200) -> Response:
+    return Response(_json_of(shown), status_code=status, media_type="application/json")
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -1,6 +1,6 @@
 """The lake: one Delta table for each table of `pipeline.tables`, in a local folder or under an object-store prefix.
 
-    {uri}/{table}/layer=5/part-….parquet     the rows: sorted by neuron, about 16 neurons to a row group
+    {uri}/{table}/layer=5/part-….parquet     the rows: sorted by neuron, about 256 KiB to a row group
     {uri}/{table}/_delta_log/….json          the commits: each with its `commit_uuid` and provenance record
     {uri}/_ledger/ledger.jsonl               a line for each commit, hash-chained (`resources.ledger`)
 
@@ -67,10 +67,16 @@ RECORD = "neuronledger.record"
 
 FILE_BYTES = 4 * 2**20
 """Size of a data file: rewriting one neuron rewrites one file, and reading one opens few."""
-NEURONS_PER_ROW_GROUP = 16
-LEAST_ROW_GROUP = 128
+ROW_GROUP_BYTES = 2**18
+"""Size of a row group before it is compressed. To read a neuron, one is decoded, and what all of them are is read first:
+larger groups cost in the one, smaller ones in the other."""
 OTHER_ROW_GROUP = 4096
 """Rows in a row group where rows belong to no neuron."""
+
+OLDER_KEPT = 64
+"""Tables that stay open at a version that is not the newest."""
+TICK_NS = 200_000_000
+"""A folder that changed less than this ago may change again under the same time: some file systems count in jiffies."""
 
 TRIES = 30
 LONGEST_PAUSE = 2.0
@@ -90,6 +96,8 @@ _DELTA_TYPES: dict[Type, str] = {
 _LARGEST_INDEX = 2**31 - 1
 
 _Log = frozenset[tuple[str, int, int, int]]
+_Reaches = Mapping[int | None, Sequence[tuple[str, int, int]]]
+"""For each layer its files, each with the first and the last neuron that it can hold."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +186,10 @@ class DeltaLake(Lake):
             text = _without_syntax(str(self._folder), text)
         self.uri = text.rstrip("/")
         self._opened: dict[str, tuple[_Log | str, DeltaTable]] = {}
+        self._settled: dict[str, tuple[int, int]] = {}
+        """The folder of the commits of each table that was opened, by place and time, if it had been at rest."""
+        self._older: dict[tuple[str, int, int | None], DeltaTable] = {}
+        self._files: dict[str, tuple[DeltaTable, _Reaches | None]] = {}
         self._whole: dict[str, _Log] = {}
         """The commits of each table that were looked at."""
         self._keys: dict[str, KnownKeys] = {}
@@ -197,12 +209,14 @@ class DeltaLake(Lake):
         """
         spec = declaration(table)
         part = Slice.of(spec, layer, neurons)
-        found = self._newest(spec) if version is None else self._open(spec, version=version)
+        found = self._newest(spec) if version is None else self._at_version(spec, version)
         if found is None:
             return spec.empty().lazy()
-        rows = pl.scan_delta(found)
-        if absent := _absent(spec, found):
-            rows = rows.with_columns(pl.lit(None, spec.columns[name].type).alias(name) for name in absent)
+        rows = self._directly(spec, found, part)
+        if rows is None:
+            rows = pl.scan_delta(found)
+            if absent := _absent(spec, found):
+                rows = rows.with_columns(pl.lit(None, spec.columns[name].type).alias(name) for name in absent)
         return rows.filter(part.expression).select(list(spec.columns))
 
     def read(
@@ -567,6 +581,47 @@ class DeltaLake(Lake):
     def _at(self, spec: Table) -> str:
         return f"{self.uri}/{spec.name}"
 
+    def _directly(self, spec: Table, found: DeltaTable, part: Slice) -> pl.LazyFrame | None:
+        """Some neurons of a table in a folder, from those files alone that can hold them; None if it is not so simple.
+
+        Polars asks Delta anew for each frame, which takes longer than to read the neuron.
+        """
+        if part.neurons is None or self._folder is None:
+            return None
+        known = self._files.get(spec.name)
+        if known is None or known[0] is not found:
+            known = self._files[spec.name] = found, _reaches(found)
+        files = known[1]
+        if files is None:
+            return None
+        low, high = part.neurons[0], part.neurons[-1]
+        names = [name for name, first, last in files.get(part.layer, ()) if first <= high and last >= low]
+        if not names:
+            return spec.empty().lazy()
+        schema = {name: kind for name, kind in spec.schema.items() if name != "layer"}
+        rows = pl.scan_parquet(
+            [f"{self._folder}/{spec.name}/{name}" for name in names],
+            schema=schema,
+            glob=False,
+            hive_partitioning=False,
+            missing_columns="insert",
+        )
+        return rows.with_columns(pl.lit(part.layer, pl.Int32).alias("layer"))
+
+    def _at_version(self, spec: Table, version: int) -> DeltaTable | None:
+        """The table at an older version, which never changes, so the last few are kept."""
+        # A lake may have been removed and made again in the same place.
+        at = (spec.name, version, None if self._folder is None else (self._log_folder(spec) or (0, 0))[0])
+        known = self._older.get(at)
+        if known is not None:
+            return known
+        found = self._open(spec, version=version)
+        if found is not None:
+            while len(self._older) >= OLDER_KEPT:
+                self._older.pop(next(iter(self._older)), None)
+            self._older[at] = found
+        return found
+
     def _newest(self, spec: Table) -> DeltaTable | None:
         """The table at its newest version, to read only; None when there is no table.
 
@@ -577,7 +632,17 @@ class DeltaLake(Lake):
         known = self._opened.get(spec.name)
         log: _Log | str
         if self._folder is not None:
+            seen, at = time.time_ns(), self._log_folder(spec)
+            if known is not None and at is not None and self._settled.get(spec.name) == at:
+                return known[1]
             log = self._log(spec)
+            if at is None and not log:
+                return None
+            # Two commits can come within one tick of the clock that folders are stamped by.
+            if at is not None and seen - at[1] > TICK_NS and at == self._log_folder(spec):
+                self._settled[spec.name] = at
+            else:
+                self._settled.pop(spec.name, None)
             if known is not None and known[0] == log:
                 return known[1]
         elif known is not None and self._is_newest(spec, *known):
@@ -587,6 +652,15 @@ class DeltaLake(Lake):
             # What was written since the log was read makes it another next time.
             self._opened[spec.name] = log if self._folder else self._commit_text(spec, found.version()) or "", found
         return found
+
+    def _log_folder(self, spec: Table) -> tuple[int, int] | None:
+        """The folder of a table's commits, by place and the time that a file last came to it or went; None without one."""
+        assert self._folder is not None  # noqa: S101 - for the type checker
+        try:
+            status = os.stat(f"{self._folder}/{spec.name}/_delta_log")  # noqa: PTH116 (asked for every table of a page)
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
 
     def _is_newest(self, spec: Table, log: _Log | str, found: DeltaTable) -> bool:
         """Whether the newest commit of a table on an object store is still the one that it was opened at: two reads."""
@@ -719,6 +793,22 @@ class _LocalTable(DeltaTable):
         return [unquote(uri) for uri in super().file_uris(*args, **kwargs)]
 
 
+def _reaches(found: DeltaTable) -> _Reaches | None:
+    """Where neurons are; None if the log does not say it, names files of another folder, or has files read with exceptions."""
+    if found.protocol().min_reader_version > 1:
+        return None
+    files = pl.DataFrame(found.get_add_actions(flatten=True))
+    if not {"partition.layer", "min.neuron", "max.neuron"} <= set(files.columns):
+        return None
+    reaches: dict[int | None, list[tuple[str, int, int]]] = {}
+    for path, layer, first, last in files.select("path", "partition.layer", "min.neuron", "max.neuron").iter_rows():
+        if "://" in path:
+            return None
+        reach = (0, _LARGEST_INDEX) if first is None or last is None else (first, last)
+        reaches.setdefault(layer, []).append((unquote(path), *reach))
+    return reaches
+
+
 def _without_syntax(address: str, given: str) -> str:
     if wrong := {letter for letter in address if letter in SYNTAX or not letter.isprintable()}:
         raise LakeError(f"`uri` (={given!r}) must not hold any of {sorted(wrong)}; choose another folder or prefix")
@@ -798,7 +888,8 @@ def _layout(rows: pl.DataFrame) -> WriterProperties:
     group = OTHER_ROW_GROUP
     if "neuron" in rows.columns and len(rows):
         per_neuron = -(-len(rows) // rows.get_column("neuron").n_unique())
-        group = max(LEAST_ROW_GROUP, NEURONS_PER_ROW_GROUP * per_neuron)
+        per_row = max(1, int(rows.estimated_size()) // len(rows))
+        group = max(per_neuron, ROW_GROUP_BYTES // per_row)
     default, columns = _encodings(rows.schema)
     return WriterProperties(
         compression="ZSTD",

@@ -18,6 +18,13 @@
   const island = document.getElementById("all");
   let asked = island ? Promise.resolve(JSON.parse(island.textContent)) : null;
   const shown = () => (asked ??= page.json ? fetch(page.json).then((reply) => (reply.ok ? reply.json() : null)).catch(() => null) : Promise.resolve(null));
+  // Texts stand in the order of that answer.
+  for (const [place, text] of document.querySelectorAll("#texts .heat:not(.legend)").entries()) {
+    text.dataset.r = place;
+    text.tabIndex = 0;
+    text.role = "group";
+    text.ariaLabel = document.getElementById("texts").dataset.label;
+  }
   // A page holds only coloured tokens apart; a text is divided into all of its tokens when it is first pointed at.
   const symbols = { "\n": "↵", "\t": "⇥", "\r": "␍", "\x1b": "␛", "\x00": "␀", "\x7f": "␡" };
   const spaces = new URLSearchParams(location.search).get("ws") === "1";
@@ -28,8 +35,7 @@
   };
   const record = (all, text) => {
     if (text.dataset.r) {
-      const [side, group, at] = text.dataset.r.split(".").map(Number);
-      const one = all.texts[side].groups[group].records[at];
+      const one = all.texts.flatMap((side) => side.groups).flatMap((group) => group.records)[Number(text.dataset.r)];
       return { one, classes: one.steps.map((step) => `k${step}`), lines: [["", one.activations, one.steps]] };
     }
     if (text.dataset.t) {
@@ -56,13 +62,13 @@
     text.dataset.whole = "1";
     for (const node of [...text.childNodes]) if (!node.classList?.contains("which")) node.remove();
     text.append(...one.tokens.map((token, place) => {
-      const span = document.createElement("span");
-      span.className = classes[place];
-      span.textContent = visible(token);
-      return span;
+      const shown = document.createElement("u");
+      shown.className = classes[place];
+      shown.textContent = visible(token);
+      return shown;
     }));
   };
-  const tokensOf = (text) => [...text.querySelectorAll(":scope > span:not(.which)")];
+  const tokensOf = (text) => [...text.querySelectorAll(":scope > u")];
   let focus = null;
   const tell = async (token) => {
     const text = token.closest(".heat"), all = await shown();
@@ -84,13 +90,13 @@
     const { clientX: x, clientY: y } = event;
     let token = event.target;
     if (!text.dataset.whole) { await divide(text); token = document.elementFromPoint(x, y); }
-    if (token?.parentElement === text && !token.classList.contains("which")) tell(token);
+    if (token?.parentElement === text && token.matches("u")) tell(token);
   });
   document.addEventListener("focusin", async (event) => {
     const text = event.target;
     if (!text.matches?.(known)) return;
     await divide(text);
-    const first = text.querySelector("span.at") ?? text.querySelector(".k10, .k9, .k8, .k7") ?? tokensOf(text)[0];
+    const first = text.querySelector("u.at") ?? text.querySelector(".k10, .k9, .k8, .k7") ?? tokensOf(text)[0];
     if (first && document.activeElement === text) tell(first);
   });
   const step = (text, by) => {

@@ -199,6 +199,18 @@ def told(made, tmp_path_factory) -> Folder:
     return folder
 
 
+@pytest.fixture(scope="session")
+def address(told, tmp_path_factory) -> Iterator[str]:
+    """Where the explorer serves the lake of `told`."""
+    from explorer.kept import Kept
+    from explorer.server import Explorer
+    from explorer.staleness import Staleness
+
+    explorer = Explorer(Kept(told.lake), Staleness(told.lake, None), told.home, tmp_path_factory.mktemp("files"))
+    with serving(explorer.app()) as found:
+        yield found
+
+
 def ask(address: str, **headers: str) -> tuple[int, str]:
     """Status and body of a page, in English unless asked otherwise; where it sends one is followed."""
     asked = urllib.request.Request(address, headers={"Accept-Language": "en", **headers})

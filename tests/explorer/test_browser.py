@@ -257,7 +257,7 @@ def test_the_value_of_a_token_is_that_of_the_table(browser, address, told):
         text = page.locator(".heat[data-r]").first
         text.hover()
         playwright.expect(text).to_have_attribute("data-whole", "1")
-        spans = text.locator("> span")
+        spans = text.locator("> u")
         assert spans.count() == len(row["activations"])
         spans.nth(row["peak_token"]).hover()
         playwright.expect(page.locator("#said")).to_contain_text(f"#{row['peak_token']} ")

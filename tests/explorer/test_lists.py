@@ -18,14 +18,6 @@ from pipeline.summary import MAIN
 
 
 @pytest.fixture(scope="module")
-def address(told, served, tmp_path_factory):
-    lake = told.lake
-    explorer = Explorer(Kept(lake), Staleness(lake, None), told.home, tmp_path_factory.mktemp("files"))
-    with served(explorer.app()) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
 def get(address, asking):
     return lambda path, **headers: asking(address + path, **headers)
 

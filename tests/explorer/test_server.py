@@ -267,7 +267,8 @@ def test_a_damaged_table_is_said_and_the_server_goes_on(copied, served, tmp_path
         assert get(f"{address}/1/5")[0] == 200
         for path in (copied.home / "lake" / "subject" / "scores").rglob("*.parquet"):
             path.write_bytes(b"PAR1 no more")
-        status, page = get(f"{address}/1/5")
+        # What was read before the damage is right, and may still be shown.
+        status, page = get(f"{address}/1/6")
         assert status == 500
         assert "scores" in words(page)
         assert "Traceback" not in page
@@ -310,5 +311,5 @@ def test_a_token_that_the_simulator_left_out_is_neither_silent_nor_a_hit():
     assert neuron_page._steps(values, 1.0) == [None, 10]
     assert neuron_page._differences(values, [1.0, 1.0], 1.0) == [None, 0]
     assert neuron_page._differences(values, [0.0, 0.0], 0.0) == [None, 0]
-    assert heat(["a", "b"], [None, 0]) == '<span class="unknown">a</span>b'
-    assert overlaid(["a", "b"], [3, 0], [None, 0]) == '<span class="k3 unknown">a</span>b'
+    assert heat(["a", "b"], [None, 0]) == "<u class=unknown>a</u>b"
+    assert overlaid(["a", "b"], [3, 0], [None, 0]) == '<u class="k3 unknown">a</u>b'
