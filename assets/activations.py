@@ -1,6 +1,7 @@
 """The assets `activations`, `neuron_statistics` and `token_associations`: one forward pass fills all three.
 
-A range of layers is one run and one pass. Each layer still gets its own event and data version.
+A range of layers is one run and one pass, even if only some of it are to be made. Each layer still gets its own event
+and data version. A layer that was made before from the same weights and text is put back without a pass.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,8 @@ from pipeline.provenance import content_hash
 
 CODE_VERSION = "3"
 TABLES = ("activations", "neuron_statistics", "token_associations")
+LAYERS_TAG = "neuronledger/layers"
+"""The layers that a run over a range of them makes, such as `1,5`; all of the range unless it is there."""
 
 
 def settings(project: Project) -> dict[str, Any]:
@@ -63,7 +66,10 @@ def define(project: Project) -> dg.AssetsDefinition:
         machines: dg.ResourceParam[Machines],
         progress: dg.ResourceParam[Progress],
     ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
-        layers = [parse_key(key)[0] for key in context.partition_keys]
+        asked = _asked(context)
+        # A run of a range tells of each layer by an event of its own, even if the range holds one stale layer only.
+        is_single = len(context.partition_keys) == 1
+        findings: dict[str, list[Finding]] = {table: [] for table in TABLES}
         with ExitStack() as stack:
             steps = {
                 (table, layer): stack.enter_context(
@@ -78,76 +84,136 @@ def define(project: Project) -> dg.AssetsDefinition:
                     )
                 )
                 for table in TABLES
-                for layer in layers
+                for layer in asked
             }
-            origin = subject.provenance()
-            for step in steps.values():
-                step.note_origin(subject=origin)
-            inputs = {key: (step.read("sequences"), step.read("subject_layers")) for key, step in steps.items()}
-            sequences = inputs[TABLES[0], layers[0]][0]
-            plan, figures = planned(sequences), Figures()
-            findings: dict[str, list[Finding]] = {table: [] for table in TABLES}
-            embeddings = subject.embeddings()
-            kept_as = {
-                layer: content_hash(
-                    {
-                        "code_version": CODE_VERSION,
-                        "weights": steps[TABLES[0], layer].input_hash("subject_layers"),
-                        "layer": layer,
-                        "seed": project.choices.seed,
-                    }
+            weights = {}
+            for (_, layer), step in steps.items():
+                sequences = step.read("sequences")
+                weights[layer] = str(step.read("subject_layers").item(0, "fingerprint"))
+
+            def told(
+                written: Written, layer: int, more: Mapping[str, Any] | None = None
+            ) -> Iterator[dg.MaterializeResult]:
+                table = written.step.table.name
+                parents = {"sequences": sequences} if table == "activations" else {}
+                checked = check(table, written.rows, n_neurons=project.n_neurons[layer], **parents)
+                numbers = {**_numbers(written), **(more or {})}
+                if is_single:
+                    yield written.result(checked, extra=numbers)
+                else:
+                    context.log_event(written.event(context, layer, checked, numbers))
+                    findings[table].extend(checked)
+
+            layers = []
+            for layer in asked:
+                before = [found for table in TABLES if (found := steps[table, layer].earlier()) is not None]
+                if len(before) < len(TABLES):
+                    layers.append(layer)
+                    continue
+                for table, then in zip(TABLES, before, strict=True):
+                    yield from told(steps[table, layer].restore(then), layer)
+                progress("activations", asked.index(layer) + 1, len(asked), f"put back layer {layer}")
+            if layers:
+                origin = subject.provenance()
+                for layer in layers:
+                    for table in TABLES:
+                        steps[table, layer].note_origin(subject=origin)
+                figures = Figures()
+                passed = _passed(
+                    steps,
+                    {layer: weights[layer] for layer in layers},
+                    sequences,
+                    subject=subject,
+                    seed=project.choices.seed,
+                    partials=partials,
+                    captures=captures if project.choices.grow else None,
+                    machines=machines,
+                    progress=progress,
+                    figures=figures,
                 )
-                for layer in layers
-            }
-            earlier = _earlier(captures, kept_as, plan) if project.choices.grow else {}
-            for found in captured(
-                subject,
-                plan,
-                layers,
-                seed=project.choices.seed,
-                key=content_hash([steps[TABLES[0], layer].key for layer in layers]),
-                partials=partials,
-                progress=progress,
-                figures=figures,
-                machines=machines,
-                earlier=earlier,
-            ):
-                layer = found.layer
-                if project.choices.grow:
-                    captures.keep(kept_as[layer], [(layer, found.arrays())])
-                fingerprint = inputs[TABLES[0], layer][1].item(0, "fingerprint")
-                corpus = steps[TABLES[0], layer].input_hash("sequences")
-                records = record_rows(found, plan, sequences, fingerprint=fingerprint)
-                rows = {
-                    "activations": records,
-                    "neuron_statistics": statistic_rows(found, plan, fingerprint=fingerprint, corpus=corpus),
-                    "token_associations": associations(
-                        found,
-                        plan,
-                        records,
-                        sequences,
-                        embeddings=embeddings,
-                        reading=subject.reading(layer),
-                        fingerprint=fingerprint,
-                        corpus=corpus,
-                    ),
-                }
-                n_neurons = project.n_neurons[layer]
-                for table in TABLES:
-                    written = steps[table, layer].write(rows.pop(table))
-                    parents = {"sequences": sequences} if table == "activations" else {}
-                    checked = check(table, written.rows, n_neurons=n_neurons, **parents)
-                    numbers = _numbers(written) | (figures.metadata() if table == "activations" else {})
-                    if len(layers) == 1:
-                        yield written.result(checked, extra=numbers)
-                    else:
-                        context.log_event(written.event(context, layer, checked, numbers))
-                        findings[table].extend(checked)
-                progress("activations", layers.index(layer) + 1, len(layers), f"wrote layer {layer}")
-            if len(layers) > 1:
+                for layer, rows in passed:
+                    for table in TABLES:
+                        more = figures.metadata() if table == "activations" else {}
+                        yield from told(steps[table, layer].write(rows.pop(table)), layer, more)
+                    progress("activations", layers.index(layer) + 1, len(layers), f"wrote layer {layer}")
+            if not is_single:
                 yield from over_layers(findings)
 
     return capture
+
+
+def _asked(context: dg.AssetExecutionContext) -> list[int]:
+    """The layers to make: those of the run's partitions, or of these the ones that its tag names."""
+    layers = [parse_key(key)[0] for key in context.partition_keys]
+    named = context.run.tags.get(LAYERS_TAG)
+    return layers if named is None else [layer for layer in layers if str(layer) in named.split(",")]
+
+
+def _passed(
+    steps: Mapping[tuple[str, int], Step],
+    fingerprints: Mapping[int, str],
+    sequences: pl.DataFrame,
+    *,
+    subject: SubjectModel,
+    seed: int,
+    partials: Partials,
+    captures: Partials | None,
+    machines: Machines,
+    progress: Progress,
+    figures: Figures,
+) -> Iterator[tuple[int, dict[str, pl.DataFrame]]]:
+    """The rows of the three tables, one layer after the other, from one pass over the layers that have `fingerprints`.
+
+    `captures` keeps what was found for a corpus that grows.
+    """
+    layers = list(fingerprints)
+    plan, embeddings = planned(sequences), subject.embeddings()
+    kept_as = {
+        layer: content_hash(
+            {
+                "code_version": CODE_VERSION,
+                "weights": steps[TABLES[0], layer].input_hash("subject_layers"),
+                "layer": layer,
+                "seed": seed,
+            }
+        )
+        for layer in layers
+    }
+    for found in captured(
+        subject,
+        plan,
+        layers,
+        seed=seed,
+        key=content_hash([steps[TABLES[0], layer].key for layer in layers]),
+        partials=partials,
+        progress=progress,
+        figures=figures,
+        machines=machines,
+        earlier=_earlier(captures, kept_as, plan) if captures is not None else {},
+    ):
+        layer = found.layer
+        if captures is not None:
+            captures.keep(kept_as[layer], [(layer, found.arrays())])
+        step = steps[TABLES[0], layer]
+        fingerprint, corpus = fingerprints[layer], step.input_hash("sequences")
+        records = record_rows(found, plan, sequences, fingerprint=fingerprint)
+        yield (
+            layer,
+            {
+                "activations": records,
+                "neuron_statistics": statistic_rows(found, plan, fingerprint=fingerprint, corpus=corpus),
+                "token_associations": associations(
+                    found,
+                    plan,
+                    records,
+                    sequences,
+                    embeddings=embeddings,
+                    reading=subject.reading(layer),
+                    fingerprint=fingerprint,
+                    corpus=corpus,
+                ),
+            },
+        )
 
 
 def _earlier(captures: Partials, kept_as: Mapping[int, str], plan: Plan) -> dict[int, LayerCapture]:

@@ -6,6 +6,7 @@ One layer, a range or all of them, in one run: the weights are loaded once. A ro
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import cache
 
 import dagster as dg
 
@@ -54,26 +55,26 @@ def define(project: Project) -> dg.AssetsDefinition:
                 for layer in layers
             ]
             fingerprints = [step.read("subject_layers").item(0, "fingerprint") for step in steps]
-            origin, checkpoint = subject.provenance(), subject.weights_hash()
-            embeddings, unembedding = subject.embeddings(), subject.unembedding()
+            checkpoint = subject.weights_hash()
+            embeddings, unembedding = cache(subject.embeddings), cache(subject.unembedding)
             for done, (layer, step) in enumerate(zip(layers, steps, strict=True)):
-                step.note_origin(subject=origin)
                 step.note("checkpoint", content=checkpoint)
                 n_neurons = project.n_neurons[layer]
-                written = step.write(
-                    connection_rows(
+                if (written := step.restored()) is None:
+                    step.note_origin(subject=subject.provenance())
+                    rows = connection_rows(
                         layer,
                         n_neurons,
-                        embeddings=embeddings,
+                        embeddings=embeddings(),
                         reading=subject.reading(layer),
                         writing=subject.writing(layer),
-                        unembedding=unembedding,
+                        unembedding=unembedding(),
                         upstream=map(subject.writing, range(layer)),
                         downstream=map(subject.reading, range(layer + 1, len(project.n_neurons))),
                         fingerprint=fingerprints[done],
                         checkpoint=checkpoint,
                     )
-                )
+                    written = step.write(rows)
                 found = check("connections", written.rows, n_neurons=n_neurons)
                 if len(layers) == 1:
                     yield written.result(found)

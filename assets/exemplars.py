@@ -20,8 +20,8 @@ def make(
 ) -> tuple[Written, list[Any], dict[str, Any]]:
     """Choose the exemplars of a layer, or of one neuron of it."""
     with Step(context, lake, project, table="exemplars", code_version=CODE_VERSION, layer=layer, neuron=neuron) as step:
-        sequences = step.read("sequences")
-        written = step.write(chosen(step.read("activations"), sequences))
+        sequences, records = step.read("sequences"), step.read("activations")
+        written = step.restored() or step.write(chosen(records, sequences))
     shown = written.rows.filter(pl.col("split") == "explain")
     numbers = {
         "data/shown": len(shown),

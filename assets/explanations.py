@@ -185,38 +185,53 @@ def make(
         settings=settings(project),
     ) as step:  # fmt: skip
         tables = {name: step.read(name, may_be_empty=name == "exemplars") for name in inputs(project)}
-        exemplars = tables["exemplars"]
-        rows = baselines(tables)
-        usage = Usage()
-        if (model := project.choices.explainer) is not None:
-            asked_about = about(project, rows, tables, layer=layer, neuron=neuron)
-            usages: list[Usage] = []
-
-            def answer(asked: Round) -> Sequence[Reply]:
-                replies, usage = language.answer(asked.requests, run_id=step.run_id)
-                usages.append(usage)
-                return replies
-
-            def listen(asked: Listening) -> Sequence[Heard]:
-                step.note_origin(subject=subject.provenance())
-                return heard(subject, asked, layer=layer, length=project.choices.length)
-
-            words = token_texts(tables["sequences"])
-            said = pl.concat(
-                driven(rounds(project, about_some, some, model=model, words=words), answer, listen)
-                for about_some, some in pieces(asked_about, tables)
-            )
-            usage = sum(usages, Usage())
-            # A neuron alone has no others beside it but those that were explained before.
-            others = said if neuron is None else lake.read("explanations", layer=layer)
-            said = with_controls(project, said, others.filter(pl.col("explainer") == model), asked_about)
-            rows = together(rows, said)
-        rows = together(rows, human.explanations(project.choices.human, layer=layer, neuron=neuron))
-        written = step.write(rows, usage=usage)
+        written = step.restored() or _explained(
+            step, lake, language, subject, project, tables, layer=layer, neuron=neuron
+        )
     numbers: dict[str, Any] = {"neurons/explained": written.rows.drop_nulls("text").get_column("neuron").n_unique()}
     reasons = written.rows.drop_nulls("missing_because").group_by("missing_because").len().sort("missing_because")
     numbers |= {f"missing/{reason}": count for reason, count in reasons.iter_rows()}
-    return written, check("explanations", written.rows, exemplars=exemplars), numbers
+    return written, check("explanations", written.rows, exemplars=tables["exemplars"]), numbers
+
+
+def _explained(  # noqa: PLR0917 (the first five are those of `make`)
+    step: Step,
+    lake: Lake,
+    language: LanguageModel,
+    subject: SubjectModel,
+    project: Project,
+    tables: Mapping[str, pl.DataFrame],
+    *,
+    layer: int,
+    neuron: int | None,
+) -> Written:
+    """Ask about the neurons, and write what is said of them."""
+    rows, usage = baselines(tables), Usage()
+    if (model := project.choices.explainer) is not None:
+        asked_about = about(project, rows, tables, layer=layer, neuron=neuron)
+        usages: list[Usage] = []
+
+        def answer(asked: Round) -> Sequence[Reply]:
+            replies, usage = language.answer(asked.requests, run_id=step.run_id)
+            usages.append(usage)
+            return replies
+
+        def listen(asked: Listening) -> Sequence[Heard]:
+            step.note_origin(subject=subject.provenance())
+            return heard(subject, asked, layer=layer, length=project.choices.length)
+
+        words = token_texts(tables["sequences"])
+        said = pl.concat(
+            driven(rounds(project, about_some, some, model=model, words=words), answer, listen)
+            for about_some, some in pieces(asked_about, tables)
+        )
+        usage = sum(usages, Usage())
+        # A neuron alone has no others beside it but those that were explained before.
+        others = said if neuron is None else lake.read("explanations", layer=layer)
+        said = with_controls(project, said, others.filter(pl.col("explainer") == model), asked_about)
+        rows = together(rows, said)
+    rows = together(rows, human.explanations(project.choices.human, layer=layer, neuron=neuron))
+    return step.write(rows, usage=usage)
 
 
 def define(project: Project) -> dg.AssetsDefinition:

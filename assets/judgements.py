@@ -45,10 +45,11 @@ def make(
         settings=settings(project),
     ) as step:  # fmt: skip
         inputs = {name: step.read(name, may_be_empty=name == "exemplars") for name in INPUTS}
-        asked, model = questions(project, inputs)
-        replies, usage = language.answer([request for _, request in asked], run_id=step.run_id)
-        rows = judged_by_model.rows(asked, replies, inputs["explanations"], model=model)
-        written = step.write(rows, usage=usage)
+        if (written := step.restored()) is None:
+            asked, model = questions(project, inputs)
+            replies, usage = language.answer([request for _, request in asked], run_id=step.run_id)
+            rows = judged_by_model.rows(asked, replies, inputs["explanations"], model=model)
+            written = step.write(rows, usage=usage)
     numbers = {
         "data/judgements": len(written.rows),
         "data/judgements_missing": written.rows.get_column("value").null_count(),

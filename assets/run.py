@@ -13,6 +13,7 @@ from pathlib import Path
 import dagster as dg
 
 from assets import scores
+from assets.activations import LAYERS_TAG
 from assets.explanations import more_inputs
 from assets.freshness import UNANSWERED, Outside, State, states
 from assets.project import Project, layer_key, neuron_name
@@ -42,7 +43,9 @@ def materialize(
     layers: Sequence[int] = (),
     neuron: tuple[int, int] | None = None,
 ) -> dg.ExecuteInProcessResult:
-    """One Dagster run that makes `assets` for no partition, for neighbouring layers, or for one neuron.
+    """One Dagster run that makes `assets` for no partition, for some layers, or for one neuron.
+
+    Layers that are no neighbours must be of an asset that heeds `LAYERS_TAG`: Dagster knows ranges only.
 
     Raises:
         NeuronLedgerError: the run failed; the message is that of the step's own error.
@@ -57,6 +60,8 @@ def materialize(
         partition_key = layer_key(layers[0])
     elif layers:
         tags |= {START_TAG: layer_key(layers[0]), END_TAG: layer_key(layers[-1])}
+        if len(contiguous(layers)) > 1:
+            tags[LAYERS_TAG] = ",".join(map(str, layers))
     result = definition.execute_in_process(
         instance=instance,
         asset_selection=keys,
@@ -164,9 +169,9 @@ class Runner:
             self._make(outcome, f"subject_layers {named(neighbours)}", ["subject_layers"], layers=neighbours)
         # What is not fresh by now could not be made, and nothing may be made from it.
         ready = set(layers) - set(self._not_fresh(layers, "subject_layers"))
-        if not self._not_fresh(layers, "sequences"):
-            for neighbours in contiguous([layer for layer in self._not_fresh(layers, *CAPTURE) if layer in ready]):
-                self._make(outcome, f"activations {named(neighbours)}", CAPTURE, layers=neighbours)
+        stale = [layer for layer in self._not_fresh(layers, *CAPTURE) if layer in ready]
+        if stale and not self._not_fresh(layers, "sequences"):
+            self._make(outcome, f"activations {named(stale)}", CAPTURE, layers=stale)
         # Nothing but an explanation that shows them is made from these.
         needed = more_inputs(self.project)
         if needed:
@@ -257,5 +262,6 @@ class Runner:
 
 
 def named(layers: Sequence[int]) -> str:
-    """Neighbouring layers in words, such as `layer 3` or `layers 0-5`."""
-    return f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]}-{layers[-1]}"
+    """Layers in words, such as `layer 3`, `layers 0-5` or `layers 1, 4-6`."""
+    ranges = [str(one[0]) if len(one) == 1 else f"{one[0]}-{one[-1]}" for one in contiguous(layers)]
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(ranges)}"

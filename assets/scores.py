@@ -49,11 +49,12 @@ def make(
         judged = {name: step.read(name, may_be_empty=True) for name in more_inputs(project)}
         if judged:
             more["judged_by"] = dict.fromkeys(project.choices.scorers, project.choices.simulator)
-        found = [
-            scored(some["simulations"], said, judgements=some.get("judgements"), **more)
-            for said, some in pieces(explanations, {"simulations": simulations, **judged})
-        ]
-        written = step.write(pl.concat(found))
+        if (written := step.restored()) is None:
+            found = [
+                scored(some["simulations"], said, judgements=some.get("judgements"), **more)
+                for said, some in pieces(explanations, {"simulations": simulations, **judged})
+            ]
+            written = step.write(pl.concat(found))
     more |= judged
     findings = check("scores", written.rows, simulations=simulations, explanations=explanations, **more)
     return written, findings, _numbers(written.rows)

@@ -42,22 +42,27 @@ def define(project: Project) -> dg.AssetsDefinition:
         ) as step:
             step.note("corpus", content=corpus.fingerprint())
             step.note("tokenizer", content=subject.tokenizer_hash())
-            made = windows(
-                _heard(corpus, progress),
-                subject.tokenize,
-                length=project.choices.length,
-                limit=project.choices.windows,
-                seed=project.choices.seed,
-            )
-            step.note_origin(corpus=corpus.provenance(), parts=subject.parts()[0])
-            written = step.write(made.frame)
+            found: dict[str, Any] = {}
+            if (written := step.restored()) is None:
+                made = windows(
+                    _heard(corpus, progress),
+                    subject.tokenize,
+                    length=project.choices.length,
+                    limit=project.choices.windows,
+                    seed=project.choices.seed,
+                )
+                step.note_origin(corpus=corpus.provenance(), parts=subject.parts()[0])
+                written = step.write(made.frame)
+                found = {
+                    "data/documents": made.documents,
+                    "data/duplicates": made.duplicates,
+                    "data/rejected": sum(made.rejected.values()),
+                    "data/rejected_because": dg.MetadataValue.json(dict(made.rejected)),
+                }
         return written.result(
             check("sequences", written.rows),
-            extra={
-                "data/documents": made.documents,
-                "data/duplicates": made.duplicates,
-                "data/rejected": sum(made.rejected.values()),
-                "data/rejected_because": dg.MetadataValue.json(dict(made.rejected)),
+            extra=found
+            | {
                 "data/tokens": int(written.rows.get_column("token_ids").list.len().sum()),
                 "data/splits": dg.MetadataValue.json(
                     dict(written.rows.group_by("split").len().sort("split").iter_rows())

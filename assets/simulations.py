@@ -48,20 +48,20 @@ def make(
         tables = {"exemplars": exemplars, "token_associations": step.read("token_associations")}
         model, way, seed = project.choices.simulator, project.choices.simulation, project.choices.seed
         texts = display(step.read("sequences")) if model else {}
-        frames, usage = [], Usage()
-        for said, some in pieces(explanations, tables):
-            shown = some["exemplars"]
-            rows = baseline_rows(said, shown, some["token_associations"])
-            frames.append(rows.select(sorted(rows.columns)))
-            if model is None:
-                continue
-            asked = played_by_model.requests(said, shown, texts, model=model, seed=seed, way=way)
-            replies, paid = language.answer([request for _, request in asked], run_id=step.run_id)
-            played = played_by_model.rows(asked, replies, said, shown, model=model, way=way)
-            frames.append(played.select(sorted(played.columns)))
-            usage += paid
-        rows = pl.concat(frames)
-        written = step.write(rows, usage=usage)
+        if (written := step.restored()) is None:
+            frames, usage = [], Usage()
+            for said, some in pieces(explanations, tables):
+                shown = some["exemplars"]
+                rows = baseline_rows(said, shown, some["token_associations"])
+                frames.append(rows.select(sorted(rows.columns)))
+                if model is None:
+                    continue
+                asked = played_by_model.requests(said, shown, texts, model=model, seed=seed, way=way)
+                replies, paid = language.answer([request for _, request in asked], run_id=step.run_id)
+                played = played_by_model.rows(asked, replies, said, shown, model=model, way=way)
+                frames.append(played.select(sorted(played.columns)))
+                usage += paid
+            written = step.write(pl.concat(frames), usage=usage)
     numbers = {
         "data/simulations": len(written.rows),
         "data/simulations_missing": written.rows.get_column("expected").null_count(),

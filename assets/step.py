@@ -9,13 +9,14 @@ table `materializations`, then tells Dagster: killed at any point, the next run 
 again. An error inside leaves a line that says why.
 
 A layer made again changes only the rows that come out otherwise. A row that is stored already, word for word, stays
-with the run that made it.
+with the run that made it. What was made before from the same inputs, by the same code and with the same settings is not
+made again: it is read from the version of then and put back (`Step.restored`).
 """
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -25,9 +26,10 @@ import polars as pl
 
 from assets.project import Project, layer_key
 from pipeline.checks import Finding
+from pipeline.errors import LakeError
 from pipeline.ports import Commit, Lake, Usage
 from pipeline.provenance import frame_hash, step_key
-from pipeline.tables import TABLES, Table
+from pipeline.tables import IN_PASSING, TABLES, Table
 
 DATA_VERSION_TAG = "dagster/data_version"
 DATA_VERSION_IS_OURS_TAG = "dagster/data_version_is_user_provided"
@@ -36,6 +38,14 @@ CODE_VERSION_TAG = "dagster/code_version"
 BY_VALUE = ("activations", "neuron_statistics", "token_associations", "connections", "vocabulary")
 """Tables whose identities name the weights or the tokenizer. What is made from them depends on their values
 alone, which others may give too, so these are hashed as well."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A slice as an earlier write left it: its record, and its rows with the runs that made them."""
+
+    record: Mapping[str, Any]
+    rows: pl.DataFrame
 
 
 class Step:
@@ -126,21 +136,68 @@ class Step:
             self.note_origin(made={"values_hash": _values_hash(rows, self.table)})
         content = frame_hash(rows, key=self.table.key)
         record = self._record(content=content, rows=len(rows), usage=usage or Usage())
+        return self._written(rows, record, usage=usage or Usage())
+
+    def earlier(self) -> Earlier | None:
+        """This slice as it was when it was last made from the same inputs, code and settings; None if it never was.
+
+        None as well if it is what was made last, since then somebody wants it made again; if its files are gone, or are
+        not what was recorded; and if answers were missing that may come now. A neuron recomputed alone is always made.
+        """
+        if self.neuron is not None:
+            return None
+        whole = pl.col("neurons").is_null() & (pl.col("status") == "done") & pl.col("version").is_not_null()
+        of_slice = (pl.col("table") == self.table.name) & pl.col("layer").eq_missing(pl.lit(self.layer, pl.Int32))
+        found = self._lake.scan("materializations").filter(of_slice & whole).sort("finished_at").collect()
+        if found.is_empty() or found.item(-1, "step_key") == self.key:
+            return None
+        for record in found.filter(pl.col("step_key") == self.key).reverse().iter_rows(named=True):
+            if not set(json.loads(record["usage"]).get("failures", {})).isdisjoint(IN_PASSING):
+                continue
+            try:
+                rows = self._lake.read(self.table.name, layer=self.layer, version=record["version"])
+            except LakeError:
+                continue
+            if frame_hash(rows, key=self.table.key) == record["content_hash"]:
+                return Earlier(record, rows)
+        return None
+
+    def restore(self, earlier: Earlier) -> "Written":
+        """Put a slice back as it was, with its identities, its runs, and the code and environment that made it."""
+        then, rows = earlier.record, self.table.conform(earlier.rows)
+        origin = {"version": then["version"], "commit_uuid": then["commit_uuid"], "run_id": then["run_id"]}
+        record = self._record(content=then["content_hash"], rows=len(rows), usage=Usage()) | {
+            "code": then["code"],
+            "environment": json.dumps({**json.loads(then["environment"]), "restored": origin}, sort_keys=True),
+        }
+        return self._written(rows, record, usage=Usage(), restored_from=then["version"])
+
+    def restored(self) -> "Written | None":
+        """This slice put back as `earlier` finds it; None if it has to be made."""
+        found = self.earlier()
+        return None if found is None else self.restore(found)
+
+    def _written(
+        self, rows: pl.DataFrame, record: dict[str, Any], *, usage: Usage, restored_from: int | None = None
+    ) -> "Written":
+        """Write rows with their record."""
+        said = {name: value for name, value in record.items() if name not in ("started_at", "finished_at", "version")}
         commit = self._lake.replace(
             self.table.name,
             rows,
             layer=self.layer,
             neurons=None if self.neuron is None else [self.neuron],
-            record={
-                name: value for name, value in record.items() if name not in ("started_at", "finished_at", "version")
-            },
+            record=said if restored_from is None else said | {"restored_from": restored_from},
             commit_uuid=record["commit_uuid"],
             # A dead neuron has no simulations and no judgements, and a corpus without the right splits no exemplars.
             allow_empty=self.table.name in ("exemplars", "simulations", "judgements"),
         )
         add_record(self._lake, {**record, "version": commit.version})
         self._is_written = True
-        return Written(self, commit, content=content, rows=rows, usage=usage or Usage(), inputs=dict(self._inputs))
+        return Written(
+            self, commit, content=record["content_hash"], rows=rows, usage=usage, inputs=dict(self._inputs),
+            restored_from=restored_from,
+        )  # fmt: skip
 
     def _with_runs(self, rows: pl.DataFrame) -> pl.DataFrame:
         """The rows with the run that made each: this one, or for a row that is stored word for word the one that did.
@@ -218,12 +275,22 @@ class Written:
     """A slice that was written: what Dagster is told of it."""
 
     def __init__(
-        self, step: Step, commit: Commit, *, content: str, rows: pl.DataFrame, usage: Usage, inputs: Mapping[str, Any]
+        self,
+        step: Step,
+        commit: Commit,
+        *,
+        content: str,
+        rows: pl.DataFrame,
+        usage: Usage,
+        inputs: Mapping[str, Any],
+        restored_from: int | None = None,
     ) -> None:
         self.step = step
         self.commit = commit
         self.content = content
         self.rows = rows
+        self.restored_from = restored_from
+        """The version of the table that the rows were put back from; None if they were made."""
         self._usage = usage
         self._inputs = inputs
 
@@ -244,6 +311,8 @@ class Written:
             "time/seconds": seconds,
             **(extra or {}),
         }
+        if self.restored_from is not None:
+            shown["delta/restored_from"] = self.restored_from
         if self.commit.ledger_head is not None:
             shown["ledger/head"] = self.commit.ledger_head
         if self._usage.requests_sent or self._usage.requests_kept:

@@ -5,6 +5,7 @@ activations were made from.
 """
 
 from collections.abc import Iterator
+from functools import cache
 
 import dagster as dg
 import polars as pl
@@ -45,25 +46,29 @@ def define(project: Project) -> dg.AssetsDefinition:
         sites = subject.layers()
         fingerprints = subject.fingerprints()
         findings: list[Finding] = []
-        origin, parts = dict(subject.provenance()), subject.parts()
+        origin, parts = cache(subject.provenance), cache(subject.parts)
         single = len(context.partition_keys) == 1
         for key in context.partition_keys:
             layer, _ = parse_key(key)
             step = Step(context, lake, project, table="subject_layers", code_version=CODE_VERSION, layer=layer)
-            step.note_origin(subject=origin, parts=parts[layer])
             step.note("weights", content=fingerprints[layer])
             site = sites[layer]
+            itself = identity("subject_layer", layer=layer, site=site.site, fingerprint=fingerprints[layer])
+            known = lake.read("subject_layers", layer=layer).filter(pl.col("identity") == itself)
             row = {
                 "layer": layer,
-                "subject": subject.name,
+                # The same weights in another folder: under a new name all that is made from them would be stale.
+                "subject": known.item(0, "subject") if len(known) else subject.name,
                 "site": site.site,
                 "n_neurons": site.n_neurons,
                 "signed": site.signed,
                 "fingerprint": fingerprints[layer],
-                "identity": identity("subject_layer", layer=layer, site=site.site, fingerprint=fingerprints[layer]),
+                "identity": itself,
             }
             schema = {name: column for name, column in step.table.schema.items() if name != "run_id"}
-            written = step.write(pl.DataFrame([row], schema=schema))
+            if (written := step.restored()) is None:
+                step.note_origin(subject=origin(), parts=parts()[layer])
+                written = step.write(pl.DataFrame([row], schema=schema))
             extra = {"subject/fingerprint": fingerprints[layer], "subject/neurons": site.n_neurons}
             found = check("subject_layers", written.rows)
             findings.extend(found)

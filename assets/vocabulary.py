@@ -26,7 +26,7 @@ def define(project: Project) -> dg.AssetsDefinition:
             tokenizer, n_tokens = subject.tokenizer_hash(), subject.vocabulary_size()
             step.note("tokenizer", content=tokenizer)
             tokens = pl.DataFrame({"token_id": range(n_tokens)}, schema={"token_id": pl.Int32})
-            written = step.write(
+            written = step.restored() or step.write(
                 tokens.with_columns(
                     pl.Series("bytes", subject.spell(range(n_tokens)), dtype=pl.Binary),
                     pl.Series("identity", identities("vocabulary", tokens, tokenizer=tokenizer)),

@@ -213,6 +213,8 @@ def _writes(lake: DeltaLake, records: Records, layer: int, neuron: int, *, answe
             f"as version {record['version']} of the table"
         )
         says += f", line {line['seq']} of the ledger." if line else ", which is not in a ledger."
+        if origin := json.loads(record["environment"]).get("restored"):
+            says += f" They were put back from version {origin['version']}, which run {origin['run_id']} had made from the same inputs."
         facts = {name: record[name] for name in ("run_id", "commit_uuid", "version", "step_key", "content_hash")}
         facts |= {name: json.loads(record[name]) for name in ("inputs", "settings", "code")}
         hops.append(Hop(f"write of {table}", says, facts | {"ledger_line": line}))

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,18 @@ from assets.freshness import Outside
 from assets.project import parse_key
 from assets.run import CAPTURE, END_TAG, START_TAG, Outcome, Runner, materialize
 from assets.step import DATA_VERSION_TAG
+from explorer.replay import Records, replay
 from pipeline.provenance import frame_hash
 from pipeline.tables import TABLES
 from pipeline.testing import Planted, ScriptedLanguageModel, planted_checkpoint, planted_corpus
 from resources.corpus import open_corpus
+from resources.delta import DeltaLake
+from resources.integrity import integrity
 from resources.settings import Settings, load
+from resources.subject import HuggingFaceSubject
 
 HOPS = ("exemplars", "explanations", "simulations", "scores")
+RESTORED = ("subject_layers", *CAPTURE, "connections", *HOPS)
 MODEL = "scripted"
 
 
@@ -164,23 +170,96 @@ def test_one_neuron_of_the_last_layer_with_other_weights_is_all_that_is_asked_ab
     assert project.not_fresh() == set()
 
 
-def test_a_model_that_is_as_it_was_again_makes_old_rows_fresh(project: Project) -> None:
-    kept, before = project.weights.read_bytes(), project.tables()
+def there_and_back(project: Project) -> tuple[dict[str, pl.DataFrame], datetime]:
+    """The tables as they were before the model was changed, run, and changed back; and when that was."""
+    kept, before = project.weights.read_bytes(), {name: project.table(name) for name in RESTORED}
+    project.edit("h.1.mlp.c_fc.weight", reads_more)
+    project.refresh()
+    assert project.table("activations").filter(layer=1).get_column("identity").to_list() != (
+        before["activations"].filter(layer=1).get_column("identity").to_list()
+    )
+    project.weights.write_bytes(kept)
+    return before, datetime.now(UTC)
+
+
+def records_since(project: Project, when: datetime) -> pl.DataFrame:
+    return project.table("materializations").filter(pl.col("finished_at") > when).sort("finished_at")
+
+
+def test_a_model_that_was_never_run_changed_is_fresh_when_it_is_changed_back(project: Project) -> None:
+    kept = project.weights.read_bytes()
     project.edit("h.1.mlp.c_fc.weight", reads_more)
     assert project.not_fresh()
     project.weights.write_bytes(kept)
-    # Nothing was made in between, so nothing is made now.
     assert project.refresh().made == []
-    project.edit("h.1.mlp.c_fc.weight", reads_more)
-    project.refresh()
+
+
+def test_a_model_that_is_as_it_was_again_has_its_old_rows_put_back(project: Project) -> None:
+    before, changed_back = there_and_back(project)
     sent = project.language.sent
-    project.weights.write_bytes(kept)
-    project.refresh()
-    after = project.tables()
+    with pytest.MonkeyPatch.context() as patch:
+        # Whoever would run the model fails.
+        patch.delattr(HuggingFaceSubject, "capture")
+        project.refresh()
     assert project.language.sent == sent
-    assert {name: frame.drop("run_id").sort("identity").rows() for name, frame in after.items()} == {
-        name: frame.drop("run_id").sort("identity").rows() for name, frame in before.items()
-    }
+    assert project.not_fresh() == set()
+    for name, rows in before.items():
+        assert_frame_equal(project.table(name), rows, check_row_order=False, check_exact=True)
+    new = records_since(project, changed_back)
+    old = project.table("materializations")
+    assert {(row["table"], row["layer"]) for row in new.iter_rows(named=True)} == {
+        *((name, 1) for name in RESTORED if name != "connections"), ("connections", 0), ("connections", 1),
+    }  # fmt: skip
+    for row in new.iter_rows(named=True):
+        origin = json.loads(row["environment"])["restored"]
+        (first,) = old.filter(commit_uuid=origin["commit_uuid"]).iter_rows(named=True)
+        same = ("table", "layer", "version", "step_key", "content_hash", "code")
+        assert {name: first[name] for name in same} == {name: row[name] for name in same} | {
+            "version": origin["version"]
+        }
+        lake = DeltaLake(project.home / "lake")
+        commit = next(one for one in lake.history(row["table"]) if one["commit_uuid"] == row["commit_uuid"])
+        assert commit["record"]["restored_from"] == origin["version"] < commit["version"]
+    # Each of these commits is sealed, and what needs no replies replays.
+    checks, _ = integrity(lake)
+    assert not any(check.findings for check in checks)
+    replayed = [replay(lake, Records(lake), table, 1) for table in ("exemplars", "scores")]
+    assert [one.outcome for one in replayed] == ["equal", "equal"]
+
+
+def test_what_was_made_before_is_made_again_if_its_files_are_gone(project: Project) -> None:
+    before, changed_back = there_and_back(project)
+    lake = DeltaLake(project.home / "lake")
+    for name in RESTORED:
+        live = {Path(file) for file in lake.files(name)}
+        for path in (project.home / "lake" / name).rglob("*.parquet"):
+            if path not in live:
+                path.unlink()
+    sent = project.language.sent
+    project.refresh()
+    assert project.language.sent == sent
+    assert project.not_fresh() == set()
+    assert not records_since(project, changed_back).filter(pl.col("environment").str.contains("restored")).height
+    for name, rows in before.items():
+        now = project.table(name).drop("run_id", "subject", strict=False)
+        assert_frame_equal(now, rows.drop("run_id", "subject", strict=False), check_row_order=False, check_exact=True)
+
+
+def test_the_same_weights_in_another_folder_make_nothing_stale(project: Project) -> None:
+    before = project.table("subject_layers").drop("run_id")
+    with project.runner() as runner:
+        # The lake was made under another folder's name.
+        assert project.settings().subject not in before.get_column("subject")
+        materialize(runner.definitions, runner.instance, ["subject_layers"], layers=[0, 1])
+    assert_frame_equal(project.table("subject_layers").drop("run_id"), before, check_row_order=False)
+    assert project.not_fresh() == set()
+
+
+def test_what_is_asked_for_again_is_made_and_not_put_back(project: Project) -> None:
+    with project.runner() as runner:
+        materialize(runner.definitions, runner.instance, ["scores"], layers=[1])
+    last = project.table("materializations").sort("finished_at").row(-1, named=True)
+    assert (last["table"], "restored" in json.loads(last["environment"])) == ("scores", False)
 
 
 def test_weights_that_no_text_reaches_leave_everything_after_the_activations_fresh(project: Project) -> None:

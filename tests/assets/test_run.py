@@ -56,6 +56,7 @@ def test_ranges_hold_each_layer_once_and_could_not_be_joined(layers):
 def test_neighbours_are_named_by_the_first_and_the_last():
     assert named([3]) == "layer 3"
     assert named([3, 4, 5]) == "layers 3-5"
+    assert named([1, 3, 4, 5]) == "layers 1, 3-5"
 
 
 def test_neighbouring_layers_are_made_in_one_run(instance):
