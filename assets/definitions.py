@@ -17,6 +17,7 @@ from assets import (
     judgements,
     layer_summary,
     neuron,
+    rescoring,
     scores,
     sequences,
     simulations,
@@ -85,6 +86,7 @@ def build(
         layer_summary.define(),
         *neuron.define(project),
         *imports.define(project.code),
+        *rescoring.define(rescored(settings), project.code),
         dataset_release.define(project),
     ]
     # Without an explainer nothing is paid for.
@@ -155,6 +157,13 @@ def open_project(settings: Settings, subject: SubjectModel) -> Project:
         ),
         code=code.code(),
         environment=code.environment(),
+    )
+
+
+def rescored(settings: Settings) -> rescoring.Rescoring:
+    """The choices that our simulations and scores of imports depend on."""
+    return rescoring.Rescoring(
+        seed=settings.seed, simulator=settings.simulator or settings.explainer, simulation=settings.simulation
     )
 
 

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from assets.spec import OWNERS
 from assets.step import add_record
-from pipeline import delphi_import, imports, lines_import, neuronpedia_import, openai_import
+from pipeline import delphi_import, lines_import, neuronpedia_import, openai_import
 from pipeline.imports import BY_LAYER, Batch
 from pipeline.ports import Foreign, Lake, Progress
 from pipeline.provenance import content_hash, identity
@@ -283,18 +283,3 @@ def _metadata(taken: Taken) -> Iterator[tuple[str, Any]]:
             for file in taken.rejected[:SHOWN]
         ]
         yield "rejected", dg.MetadataValue.table(records=records, schema=dg.TableSchema(columns=columns))
-
-
-def rescore(lake: Lake, progress: Progress, *, seed: int, run_id: str) -> int:
-    """Score every imported simulation by our formulas into `common_scores`. Returns how many scores were made."""
-    found = lake.scan("imported_explanations").select("layer").unique().collect().get_column("layer").sort().to_list()
-    made = 0
-    for done, layer in enumerate(found):
-        rows = imports.common_scores(
-            lake.read("imported_explanations", layer=layer), lake.read("imported_simulations", layer=layer), seed=seed
-        )
-        rows = rows.with_columns(pl.lit(run_id).alias("run_id"))
-        lake.replace("common_scores", rows, layer=layer, record={"run_id": run_id}, allow_empty=True)
-        made += len(rows)
-        progress("score imports", done + 1, len(found), f"layer {layer}")
-    return made

@@ -221,14 +221,31 @@ class Runner:
             self._make(outcome, "layer_summary", ["layer_summary"])
         return outcome
 
-    def recompute(self, neurons: Sequence[tuple[int, int]]) -> Outcome:
-        """Make the exemplars, explanations, simulations and scores of single neurons again, fresh or not."""
+    def only(self, hop: str, layers: Sequence[int]) -> Outcome:
+        """Make one of the last hops where it is not fresh; a layer of which something before it is not fresh fails."""
+        outcome, hops = Outcome(), last_hops(self.project)
+        before = (*FIRST_HOPS, *more_inputs(self.project), *hops[: hops.index(hop)])
+        for layer in layers:
+            states = {state.table: state for state in self.states([layer])}
+            if states[hop].status == "fresh" or self.enough():
+                continue
+            if not_fresh := [table for table in before if states[table].status != "fresh"]:
+                first = states[not_fresh[0]]
+                outcome.failed[f"{hop} {named([layer])}"] = (
+                    f"`{first.table}` is {first.status} ({first.cause}); run without --stage makes all that is missing"
+                )
+            else:
+                self._make(outcome, f"{hop} {named([layer])}", [hop], layers=[layer])
+        return outcome
+
+    def recompute(self, neurons: Sequence[tuple[int, int]], *, hops: Sequence[str] = ()) -> Outcome:
+        """Make the exemplars, explanations, simulations and scores of single neurons again, or only `hops`; fresh or not."""
         outcome = Outcome()
         for layer, neuron in neurons:
             if self.enough():
                 break
-            hops = [f"neuron_{table}" for table in last_hops(self.project)]
-            self._make(outcome, f"neuron {layer}:{neuron}", hops, neuron=(layer, neuron))
+            made = [f"neuron_{table}" for table in hops or last_hops(self.project)]
+            self._make(outcome, f"neuron {layer}:{neuron}", made, neuron=(layer, neuron))
         return outcome
 
     def states(self, layers: Sequence[int]) -> list[State]:

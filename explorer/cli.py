@@ -27,6 +27,7 @@ from explorer.command import (
     main,
     outside_of,
     reported,
+    same_subject,
     screen,
     settings_options,
     typed,
@@ -64,14 +65,20 @@ def demo(**flags: Any) -> None:
 @click.option("--budget-usd", type=float, help="Stop before language models cost more than this in this run.")
 @click.option("--budget-tokens", type=int, help="Stop before language models read and write more tokens than this.")
 @click.option("--retry-failed", is_flag=True, help="Only ask again for answers that failed in passing.")
+@click.option(
+    "--stage",
+    type=click.Choice(["simulations", "scores"]),
+    help="Only this, of what is in the lake and of imports; for imports no model and no corpus is needed.",
+)
 @settings_options
 @reported
-def run(
+def run(  # noqa: PLR0917 (click passes all by name)
     wanted: str | None,
     neurons: str | None,
     budget_usd: float | None,
     budget_tokens: int | None,
     retry_failed: bool,  # noqa: FBT001 (click passes flags by name)
+    stage: str | None,
     **flags: Any,
 ) -> None:
     """Make everything that is missing or stale, from text to scores; what is fresh is left alone."""
@@ -85,20 +92,26 @@ def run(
         raise SettingsError(
             "give either --neurons or --retry-failed, not both; --neurons asks again for what is missing"
         )
+    if stage is not None and retry_failed:
+        raise SettingsError("give either --stage or --retry-failed, not both; a stage asks again for what is missing")
     budget = Budget(usd=budget_usd, tokens=budget_tokens)
-    if neurons is not None:
+    if stage is not None:
+        from explorer import stages
+
+        stages.run(settings, stage, layers=wanted, neurons=neurons, budget=budget)
+    elif neurons is not None:
         _recompute(settings, neurons, budget)
     else:
         _run(settings, layers=wanted, budget=budget, retry_failed=retry_failed)
     if budget.is_used_up:
-        parts = {"layers": wanted, "neurons": neurons} | flags
+        parts = {"layers": wanted, "neurons": neurons, "stage": stage} | flags
         again = f"{command_name()} run{' --retry-failed' if retry_failed else ''}{typed(parts)}"
         limit = f"--budget-usd {budget_usd:g}" if budget_usd is not None else f"--budget-tokens {budget_tokens}"
         spent = f"{budget.spent_tokens:,} tokens" if budget_usd is None else _money(budget.spent_usd)
         click.echo(f"The budget is used up: {spent} of it are spent. What was answered is kept; to go on:", err=True)
         click.echo(f"{again} {limit}", err=True)
         sys.exit(IN_PART)
-    if neurons is None:
+    if neurons is None and stage is None:
         _finished(settings, flags)
 
 
@@ -382,7 +395,7 @@ def _run(settings: Settings, *, layers: str | None, budget: Budget | None = None
     if project.choices.length < settings.length:
         click.echo(f"Windows are of {project.choices.length} tokens: the subject reads no more at a time.", err=True)
     lake = open_lake(settings)
-    _same_subject(lake, project, settings)
+    same_subject(lake, project, settings)
     with TerminalProgress(diagnostics()) as progress, instance(settings) as opened:
         language = open_language(settings, lake, budget=budget)
         definitions = build(settings, progress=progress, language=language)
@@ -417,7 +430,7 @@ def _recompute(settings: Settings, names: str, budget: Budget) -> None:
                 f"layer {layer} has neurons 0 to {project.n_neurons[layer] - 1}; there is no {layer}:{neuron}"
             )
     lake = open_lake(settings)
-    _same_subject(lake, project, settings)
+    same_subject(lake, project, settings)
     with TerminalProgress(diagnostics()) as progress, instance(settings) as opened:
         language = open_language(settings, lake, budget=budget)
         definitions = build(settings, progress=progress, language=language)
@@ -436,18 +449,6 @@ def _stop_if_failed(outcome: "Outcome") -> None:
         complain(f"{name}: {why}")
     if outcome.failed:
         sys.exit(IN_PART if outcome.made else FAILED)
-
-
-def _same_subject(lake: "Lake", project: "Project", settings: Settings) -> None:
-    """Refuse to mix two models of different shape in one lake."""
-    shape = dict(enumerate(project.n_neurons))
-    known = lake.read("subject_layers").select("layer", "n_neurons", "subject")
-    for layer, n_neurons, subject in known.iter_rows():
-        if shape.get(layer) != n_neurons:
-            raise SettingsError(
-                f"the lake {settings.lake_uri} holds {subject!r}, a model of another shape than "
-                f"{settings.subject!r}; give another --lake"
-            )
 
 
 def _looking(settings: Settings, lake: "Lake") -> "Callable[[Sequence[int]], list[State]]":

@@ -20,7 +20,8 @@ from resources.settings import Settings
 
 if TYPE_CHECKING:
     from assets.freshness import Outside
-    from pipeline.ports import SubjectModel
+    from assets.project import Project
+    from pipeline.ports import Lake, SubjectModel
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -144,3 +145,15 @@ def screen() -> Console:
     """Standard output; a wide line where it is no terminal, so that nothing is cut."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+def same_subject(lake: "Lake", project: "Project", settings: Settings) -> None:
+    """Refuse to mix two models of different shape in one lake."""
+    shape = dict(enumerate(project.n_neurons))
+    known = lake.read("subject_layers").select("layer", "n_neurons", "subject")
+    for layer, n_neurons, subject in known.iter_rows():
+        if shape.get(layer) != n_neurons:
+            raise SettingsError(
+                f"the lake {settings.lake_uri} holds {subject!r}, a model of another shape than "
+                f"{settings.subject!r}; give another --lake"
+            )

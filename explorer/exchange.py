@@ -195,17 +195,11 @@ def import_jsonl(folder: Path, source: str | None, told: tuple[str, ...], as_jso
 @settings_options
 @reported
 def import_scores(**flags: Any) -> None:
-    """Score the simulations that came with imports by our formulas, into the table `common_scores`."""
-    from uuid import uuid4
+    """Score the simulations that came with imports by our formulas, as `run --stage scores` does."""
+    from explorer import stages
+    from resources.budget import Budget
 
-    from assets.definitions import open_lake
-    from assets.imports import rescore
-    from explorer.terminal import TerminalProgress
-
-    settings = load(**flags)
-    with TerminalProgress(Console(stderr=True)) as progress:
-        made = rescore(open_lake(settings), progress, seed=settings.seed, run_id=str(uuid4()))
-    click.echo(f"{made:,} scores in the table `common_scores` of {settings.lake_uri}")
+    stages.run(load(**flags), "scores", budget=Budget(), ours=False)
 
 
 @import_group.command("words")

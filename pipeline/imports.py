@@ -1,8 +1,8 @@
 """Imports: what another system found, taken over as rows of tables that are kept apart from ours.
 
 A form's own module (`pipeline.openai_import`, ...) turns the text of one file into a `Found`. Here many of them become
-frames, and the simulations that came with them are scored by our formulas. A file is taken over whole or rejected with
-a reason; no value in it is guessed.
+frames (`pipeline.rescoring` scores them by our formulas). A file is taken over whole or rejected with a reason; no
+value in it is guessed.
 """
 
 import hashlib
@@ -20,7 +20,6 @@ import polars as pl
 
 from pipeline.errors import FormError
 from pipeline.provenance import TAG, content_hash, identities, identity, short
-from pipeline.scores import scores
 from pipeline.tables import TABLES
 
 BY_LAYER = (
@@ -104,24 +103,6 @@ def explanation_id(*, source: str, file: str, layer: int, neuron: int, polarity:
         identity(
             "imported_explanation", source=source, file=file, layer=layer, neuron=neuron, polarity=polarity, place=place
         )
-    )
-
-
-def common_scores(explanations: pl.DataFrame, simulations: pl.DataFrame, *, seed: int) -> pl.DataFrame:
-    """Our scores of imported simulations, without `run_id`; of explanations that came with some.
-
-    `random_only` and `top_and_random` are by the strata that the source gives its sequences.
-    """
-    simulated = explanations.join(
-        simulations.select("layer", "explanation_id").unique(), on=["layer", "explanation_id"], how="semi"
-    )
-    adapted = simulations.with_columns(
-        pl.col("rank").cast(pl.String).str.zfill(9).alias("exemplar_id"),
-        pl.col("expected").is_not_null().cast(pl.Float32).alias("coverage"),
-    )
-    rows = scores(adapted, simulated, seed=seed)
-    return rows.join(
-        explanations.select("layer", "explanation_id", "source"), on=["layer", "explanation_id"], how="left"
     )
 
 

@@ -749,19 +749,14 @@ imported_simulations = Table(
     columns={
         "layer": LAYER,
         "source": SOURCE,
-        "neuron": NEURON,
-        "polarity": POLARITY,
-        "explanation_id": EXPLANATION_ID,
+        **{name: simulations.columns[name] for name in ("neuron", "polarity", "explanation_id")},
         "simulator": Column(pl.String, "what predicted, as the source says; `unknown` if it does not"),
         "stratum": STRATUM,
         "rank": Column(pl.Int32, "place in the source's list of sequences, from 0"),
         "sequence_id": Column(pl.String, "the sequence in `imported_sequences`"),
-        "scale": Column(pl.String, "unit of `expected`: `neuron` (units of the neuron) or `scaled` (0 to 10)"),
+        "scale": simulations.columns["scale"],
         "expected": Column(pl.List(pl.Float32), "expected activation at each token", nullable=True),
-        "distribution_values": Column(
-            pl.List(pl.List(pl.Float32)), "activations with a known probability, at each token", nullable=True
-        ),
-        "distribution_probabilities": Column(pl.List(pl.List(pl.Float32)), "their probabilities", nullable=True),
+        **{name: simulations.columns[name] for name in ("distribution_values", "distribution_probabilities")},
         "true": Column(pl.List(pl.Float32), "true activation at each token, as the source has it"),
         "missing_because": MISSING_BECAUSE,
         **MADE,
@@ -790,9 +785,25 @@ imported_scores = Table(
     },
 )
 
+common_simulations = Table(
+    name="common_simulations",
+    doc="An imported explanation, simulated by us on a record of its source that its explainer was not shown.",
+    key=simulations.key,
+    sort=simulations.sort,
+    lengths=simulations.lengths,
+    reasons=simulations.reasons,
+    columns={
+        "layer": LAYER,
+        "source": SOURCE,
+        **{name: simulations.columns[name] for name in simulations.columns if name != "layer"},
+        "exemplar_id": Column(pl.String, "the record: 16 hex digits of its identity in `imported_records`"),
+        "rank": Column(pl.Int32, "place in the source's list of records, from 0"),
+    },
+)
+
 common_scores = Table(
     name="common_scores",
-    doc="Our formulas on the simulations of other systems: the same names as in `scores`, so that sources can be compared.",
+    doc="Our formulas on simulations of imported explanations, theirs and ours: the same names as in `scores`.",
     key=scores.key,
     sort=scores.sort,
     reasons=scores.reasons,
@@ -829,6 +840,7 @@ TABLES: dict[str, Table] = {
         imported_explanations,
         imported_simulations,
         imported_scores,
+        common_simulations,
         common_scores,
     )
 }

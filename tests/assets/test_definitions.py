@@ -66,6 +66,8 @@ def test_each_table_is_an_asset_and_those_of_one_neuron_are_too(specs):
         *(f"neuron_{table}" for table in NEURON_TABLES),
         "dataset_release",
         *(f"import_{form}" for form in ("openai", "neuronpedia", "delphi", "csv", "jsonl")),
+        "common_simulations",
+        "common_scores",
     }
 
 
@@ -73,7 +75,9 @@ def test_every_asset_says_what_it_is_where_it_belongs_and_who_looks_after_it(spe
     for name, spec in specs.items():
         assert spec.description
         of_one_neuron = name.startswith("neuron_") and name != "neuron_statistics"
-        if not name.startswith("import_") and name != "dataset_release":
+        if name.startswith("common_"):
+            assert spec.group_name == "imports"
+        elif not name.startswith("import_") and name != "dataset_release":
             assert spec.group_name == ("neuron" if of_one_neuron else "layers")
         assert spec.code_version
         assert spec.kinds

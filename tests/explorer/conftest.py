@@ -32,7 +32,15 @@ from resources.delta import DeltaLake
 HOSTILE = "[red]a[/red] [link=http://b]c[/link] \x1b[2J\x1b]0;d\x07 \x9b31m \u202ee \x00 \r f\n"
 """What a text may hold to speak to a terminal: colours, links, a title, reversed writing, a line of its own."""
 
-BESIDE = ("judgements", "language_calls", "materializations", "reviews", "imports", "common_scores")
+BESIDE = (
+    "judgements",
+    "language_calls",
+    "materializations",
+    "reviews",
+    "imports",
+    "common_simulations",
+    "common_scores",
+)
 """Tables that a plain run does not make, besides those of what was imported."""
 MADE = [name for name in TABLES if name not in BESIDE and not name.startswith("imported_")]
 

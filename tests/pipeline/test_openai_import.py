@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline import imports, openai_format, openai_import
 from pipeline.errors import FormError
+from pipeline.rescoring import common_scores
 from pipeline.tables import TABLES
 
 
@@ -166,7 +167,9 @@ def test_fields_renamed_by_the_debugger_are_the_same_fields():
 def test_our_formulas_find_the_scores_of_a_simulation_that_came_with_it():
     parts = [sequence((0.0, 9.0), (0.5, 2.0)), sequence((1.0, 2.0), (-0.5, 0.25))]
     found = frames(parse(results(*parts), EXPLANATIONS))
-    ours = imports.common_scores(found["imported_explanations"], found["imported_simulations"], seed=1)
+    ours = common_scores(
+        found["imported_explanations"], found["imported_simulations"], TABLES["common_simulations"].empty(), seed=1
+    )
     TABLES["common_scores"].conform(ours.with_columns(run_id=pl.lit("r")))
     value = ours.filter(scorer="ev_correlation", split="top_and_random").item(0, "value")
     assert value == pytest.approx(np.corrcoef([0.0, 9.0, 1.0, 2.0], [0.5, 2.0, -0.5, 0.25])[0, 1])
@@ -340,7 +343,9 @@ def test_what_is_exported_comes_back(some_corpus, truth, made):
     )
     ours = lake.explanations.drop_nulls("text").select("neuron", "text").sort("neuron", "text")
     assert back["imported_explanations"].select("neuron", "text").sort("neuron", "text").equals(ours)
-    again = imports.common_scores(back["imported_explanations"], back["imported_simulations"], seed=7)
+    again = common_scores(
+        back["imported_explanations"], back["imported_simulations"], TABLES["common_simulations"].empty(), seed=7
+    )
     texts_of = lambda rows: rows.select("explanation_id", "text")  # noqa: E731
     again = again.join(texts_of(back["imported_explanations"]), on="explanation_id")
     first = (
