@@ -58,17 +58,18 @@ def build(
     subject = open_subject(settings)
     lake = open_lake(settings)
     project = open_project(settings, subject)
+    progress = progress or LoggedProgress()
     doors: dict[
         str, Corpus | SubjectModel | LanguageModel | Lake | Machines | Partials | Progress | Foreign | Releases
     ] = {
         "subject": subject,
         "corpus": open_corpus(settings.corpus, column=settings.column),
         "lake": lake,
-        "language": language or open_language(settings, lake, budget=_budget(settings, lake)),
+        "language": language or open_language(settings, lake, budget=_budget(settings, lake), progress=progress),
         "partials": PartialFiles(settings.instance / "captures"),
         "captures": PartialFiles(settings.instance / "captures-of-all-text"),
         "machines": open_machines(settings),
-        "progress": progress or LoggedProgress(),
+        "progress": progress,
         "foreign": ForeignFiles(),
         "releases": ReleaseFolders(settings.releases),
     }
@@ -188,7 +189,9 @@ def open_lake(settings: Settings) -> DeltaLake:
     return DeltaLake(settings.lake_uri)
 
 
-def open_language(settings: Settings, lake: Lake, *, budget: Budget | None = None) -> OpenAICompatible:
+def open_language(
+    settings: Settings, lake: Lake, *, budget: Budget | None = None, progress: Progress | None = None
+) -> OpenAICompatible:
     """The door to the language model; nothing is sent before something is asked."""
     return OpenAICompatible(
         settings.base_url,
@@ -197,4 +200,6 @@ def open_language(settings: Settings, lake: Lake, *, budget: Budget | None = Non
         concurrency=settings.concurrency,
         prices=open_prices(settings.price_file),
         budget=budget,
+        batch=settings.batch == "yes",
+        progress=progress,
     )

@@ -178,7 +178,7 @@ def _sizes(lake: Lake, model: str) -> _Sizes:
     rows = (
         lake.scan("language_calls")
         .filter((pl.col("model") == model) & pl.col("prompt_tokens").is_not_null())
-        .select("request", "prompt_tokens", "completion_tokens", "seconds", "answered_at")
+        .select("request", "prompt_tokens", "completion_tokens", "seconds", "answered_at", "batch_id")
         .collect()
         .sort("answered_at")
         .tail(LATEST)
@@ -189,10 +189,12 @@ def _sizes(lake: Lake, model: str) -> _Sizes:
     n_bytes = sum(_bytes(request["messages"]) for request in requests)
     replies = rows.with_columns(most=pl.Series([request["max_tokens"] for request in requests], dtype=pl.Int64))
     means = replies.drop_nulls("completion_tokens").group_by("most").agg(pl.col("completion_tokens").mean())
+    # A reply that came in a batch waited for all the others.
+    seconds = rows.filter(pl.col("batch_id").is_null()).get_column("seconds").mean()
     return _Sizes(
         per_byte=int(rows.get_column("prompt_tokens").sum()) / n_bytes,
         completions=dict(means.iter_rows()),
-        seconds=float(rows.get_column("seconds").to_numpy().mean()),
+        seconds=seconds if isinstance(seconds, float) else None,
     )
 
 
@@ -221,7 +223,7 @@ def spent(lake: Lake, *, by_neuron: bool = False) -> pl.DataFrame:
     )
     calls = (
         lake.scan("language_calls")
-        .select("request_id", "model", "prompt_tokens", "completion_tokens", "cost_usd")
+        .select("request_id", "model", "batch_id", "prompt_tokens", "completion_tokens", "cost_usd")
         .collect()
     )
     return (
@@ -229,6 +231,7 @@ def spent(lake: Lake, *, by_neuron: bool = False) -> pl.DataFrame:
         .group_by("table", *at, "model")
         .agg(
             pl.len().alias("requests"),
+            pl.col("batch_id").count().alias("in_batches"),
             pl.col("prompt_tokens").sum(),
             pl.col("completion_tokens").sum(),
             cost_usd=pl.when(pl.col("cost_usd").null_count() == 0).then(pl.col("cost_usd").sum()),
@@ -239,10 +242,12 @@ def spent(lake: Lake, *, by_neuron: bool = False) -> pl.DataFrame:
 
 def total(lake: Lake) -> dict[str, Any]:
     """What all kept replies cost together, each counted once: requests, tokens, US dollars (None if any is unknown)."""
-    calls = lake.scan("language_calls").select("prompt_tokens", "completion_tokens", "cost_usd").collect()
+    columns = ("batch_id", "prompt_tokens", "completion_tokens", "cost_usd")
+    calls = lake.scan("language_calls").select(columns).collect()
     costs = calls.get_column("cost_usd")
     return {
         "requests": len(calls),
+        "in_batches": int(calls.get_column("batch_id").count()),
         "prompt_tokens": int(calls.get_column("prompt_tokens").sum() or 0),
         "completion_tokens": int(calls.get_column("completion_tokens").sum() or 0),
         "cost_usd": None if costs.null_count() else float(sum(costs)),

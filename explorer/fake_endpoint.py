@@ -6,6 +6,7 @@ the words in quotes. It misbehaves as often as it is told. Its model is called `
     POST /v1/chat/completions   answers, or misbehaves; with `logprobs` and `top_logprobs` if asked for
     POST /v1/completions        the same for a plain prompt; with `echo` and `logprobs` if asked for
     POST /v1/embeddings         a vector for each text, alike as far as texts share words
+    /v1/files, /v1/batches      the same in batches; see `explorer.fake_batches`
     GET  /v1/models             the one model
     GET  /counts                what it was asked: requests, different ones, answers, and each kind of fault
 
@@ -27,6 +28,8 @@ from starlette.requests import Request as Asked
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from explorer.fake_batches import FakeBatches
+from pipeline.errors import SettingsError
 from pipeline.misbehaviour import check, drawn
 from pipeline.ports import Request
 from pipeline.scripted_tokens import ScriptedToken, embedding, spelled, tokens, top
@@ -37,12 +40,23 @@ BYTES_PER_TOKEN = 3
 """By which it counts tokens."""
 RETRY_AFTER = "0.2"
 """Seconds that it asks to wait."""
+LONGEST = 3600
+"""Seconds that an answer may take."""
 DROPS = 10
 """Pieces of a slow answer."""
 MOST_LOGPROBS = 20
 """Alternatives that may be asked for at each token, as at OpenAI."""
 
+FAILED = {
+    "rate_limited": (429, "slow down", "rate_limit_exceeded"),
+    "server_error": (500, "the endpoint broke, as it was told to", None),
+    "filtered": (400, "the content filter withheld the answer, as it was told to", "content_filter"),
+}
+"""Status, words and code of faults in place of an answer."""
+
 Json = dict[str, Any]
+Read = Callable[[Json], Request]
+Write = Callable[[Json, Request, str | None, str | None], Json]
 
 
 @dataclass
@@ -65,6 +79,9 @@ class FakeEndpoint:
 
     def __post_init__(self) -> None:
         check(self.rates)
+        if not 0 <= self.seconds <= LONGEST:
+            raise SettingsError(f"--seconds (={self.seconds:g}) must be a number from 0 to {LONGEST:,}")
+        self.batches = FakeBatches(self.answer_line, rates=self.rates, seed=self.seed, seconds=self.seconds)
 
     def app(self) -> Starlette:
         """The endpoint as an ASGI application."""
@@ -75,6 +92,7 @@ class FakeEndpoint:
                 Route("/v1/embeddings", self._embeddings, methods=["POST"]),
                 Route("/v1/models", self._models),
                 Route("/counts", self._counts),
+                *self.batches.routes(),
             ]
         )
 
@@ -82,22 +100,55 @@ class FakeEndpoint:
         return JSONResponse({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "nobody"}]})
 
     async def _counts(self, _: Asked) -> Response:
-        return JSONResponse({"requests": self.asked.total(), "different": len(self.asked), **self.sent})
+        batches = self.batches.counts()
+        return JSONResponse({"requests": self.asked.total(), "different": len(self.asked), **self.sent, **batches})
 
     async def _chat(self, asked: Asked) -> Response:
-        return await self._answered(asked, _chat_request, self._spoken)
+        return await self._answered(asked, *self._ways()["/v1/chat/completions"])
 
     async def _completions(self, asked: Asked) -> Response:
-        return await self._answered(asked, _completion_request, self._continued)
+        return await self._answered(asked, *self._ways()["/v1/completions"])
 
     async def _embeddings(self, asked: Asked) -> Response:
-        return await self._answered(asked, _embedding_request, _embedded)
+        return await self._answered(asked, *self._ways()["/v1/embeddings"])
+
+    def _ways(self) -> dict[str, tuple[Read, Write]]:
+        """How a request to each path is read, and its answer written."""
+        return {
+            "/v1/chat/completions": (_chat_request, self._spoken),
+            "/v1/completions": (_completion_request, self._continued),
+            "/v1/embeddings": (_embedding_request, _embedded),
+        }
+
+    def answer_line(self, path: str, wanted: Json) -> tuple[int, Json]:
+        """Status and body of the answer to a request that came in a batch."""
+        if path not in self._ways():
+            return 404, _error(f"there is no {path}")
+        read, write = self._ways()[path]
+        try:
+            request = read(wanted)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return 400, _error(f"the request cannot be read: {error!r}")
+        fault = self._fault(json.dumps(wanted, sort_keys=True).encode())
+        if fault in FAILED:
+            status, words, code = FAILED[fault]
+            return status, _error(words, code)
+        ((reply,), _) = self.language.answer([request], run_id="")
+        return 200, write(wanted, request, reply.text, fault)
+
+    def _fault(self, content: bytes) -> str | None:
+        """What goes wrong with a request, counted."""
+        name = hashlib.sha256(content).hexdigest()
+        fault = drawn(self.rates, content, times=self.asked[name], seed=self.seed)
+        self.asked[name] += 1
+        self.sent[fault or "answered"] += 1
+        return fault
 
     async def _answered(
         self,
         asked: Asked,
-        read: Callable[[Json], Request],
-        write: Callable[[Json, Request, str | None, str | None], Json],
+        read: Read,
+        write: Write,
     ) -> Response:
         """Read a request, go wrong if it is its turn, and else write what the script answers."""
         body = await asked.body()
@@ -108,15 +159,11 @@ class FakeEndpoint:
             return _failure(400, f"the request cannot be read: {error!r}")
         if request.model != MODEL:
             return _failure(404, f"there is no model {request.model!r}; the one here is {MODEL!r}")
-        name = hashlib.sha256(body).hexdigest()
-        fault = drawn(self.rates, body, times=self.asked[name], seed=self.seed)
-        self.asked[name] += 1
-        self.sent[fault or "answered"] += 1
+        fault = self._fault(body)
         await asyncio.sleep(self.seconds)
-        if fault == "rate_limited":
-            return _failure(429, "slow down", headers={"Retry-After": RETRY_AFTER})
-        if fault == "server_error":
-            return _failure(500, "the endpoint broke, as it was told to")
+        if fault in FAILED:
+            status, words, code = FAILED[fault]
+            return _failure(status, words, code, headers={"Retry-After": RETRY_AFTER} if status == 429 else None)
         ((reply,), _) = self.language.answer([request], run_id="")
         return self._sent(write(wanted, request, reply.text, fault), fault)
 
@@ -295,6 +342,9 @@ def _without_last(value: Any) -> Any:
     return dict(list(value.items())[:-1]) if isinstance(value, dict) else value
 
 
-def _failure(status: int, words: str, *, headers: Mapping[str, str] | None = None) -> Response:
-    error = {"message": words, "type": "scripted", "param": None, "code": None}
-    return JSONResponse({"error": error}, status_code=status, headers=dict(headers or {}))
+def _error(words: str, code: str | None = None) -> Json:
+    return {"error": {"message": words, "type": "scripted", "param": None, "code": code}}
+
+
+def _failure(status: int, words: str, code: str | None = None, *, headers: Mapping[str, str] | None = None) -> Response:
+    return JSONResponse(_error(words, code), status_code=status, headers=dict(headers or {}))

@@ -52,7 +52,8 @@ def profile(name: str, settings: Settings) -> Profile:
         asked = asking(
             shape, methods=len(methods.parse(settings.methods)), simulation=settings.simulation, neurons=chosen.count
         )
-        price = open_prices(settings.price_file).of(settings.explainer, endpoint=settings.base_url)
+        prices, batch = open_prices(settings.price_file), settings.batch == "yes"
+        price = prices.of(settings.explainer, endpoint=settings.base_url, batch=batch)
         cost = None if price is None else price.cost(prompt=asked.prompt_tokens, completion=asked.reply_tokens)
     return Profile(
         shape,

@@ -56,6 +56,7 @@ class TerminalProgress:
             TextColumn("{task.fields[detail]}"), TimeElapsedColumn(), console=console, transient=True,
         )  # fmt: skip
         self._tasks: dict[str, TaskID] = {}
+        self._waiting: tuple[str, int] | None = None
 
     def __enter__(self) -> "TerminalProgress":
         if self._console.is_terminal:
@@ -70,6 +71,10 @@ class TerminalProgress:
     def __call__(self, step: str, done: int, total: int, detail: str = "") -> None:
         """Move the bar of a step."""
         if not self._console.is_terminal:
+            # Hours may pass with nothing but this.
+            if step == "batch" and (detail, done) != self._waiting:
+                self._waiting = detail, done
+                self.say(f"{detail}, {done:,} of {total:,}")
             return
         if step not in self._tasks:
             self._tasks[step] = self._bars.add_task(step, detail=detail, total=total or None)
@@ -263,8 +268,8 @@ def money(usd: float | None) -> str:
     return f"${usd:,.2f}" if usd >= 1 or not usd else f"${usd:.4f}"
 
 
-def planned_total(stages: "Sequence[Planned]", *, concurrency: int) -> dict[str, Any]:
-    """All stages together; US dollars and seconds are None if those of any are unknown."""
+def planned_total(stages: "Sequence[Planned]", *, concurrency: int, batch: bool = False) -> dict[str, Any]:
+    """All stages together; US dollars and seconds are None if those of any are unknown, as the time of batches is."""
     costs, seconds = [stage.cost_usd for stage in stages], [stage.seconds for stage in stages]
     return {
         "requests": sum(stage.requests for stage in stages),
@@ -273,7 +278,8 @@ def planned_total(stages: "Sequence[Planned]", *, concurrency: int) -> dict[str,
         "prompt_tokens": sum(stage.prompt_tokens for stage in stages),
         "completion_tokens": sum(stage.completion_tokens for stage in stages),
         "cost_usd": None if None in costs else sum(cost for cost in costs if cost is not None),
-        "seconds": None if None in seconds else sum(one for one in seconds if one is not None) / concurrency,
+        "seconds": None if batch or None in seconds else sum(one for one in seconds if one is not None) / concurrency,
+        "batch": batch,
     }
 
 
@@ -299,7 +305,11 @@ def plan(stages: "Sequence[Planned]", total: Mapping[str, Any]) -> Group:
     )
     if stages and total["seconds"] is not None:
         guess = f"Tokens are estimated by what kept replies took; so is the time, about {total['seconds']:,.0f} s."
-    return Group(table, Text(guess, style="dim", no_wrap=True, overflow="ignore"), Text("Nothing was sent."))
+    lines = [Text(guess, style="dim", no_wrap=True, overflow="ignore")]
+    if total["batch"]:
+        words = "The cost is that of batches. A provider takes up to a day for each, and one stage waits for the one before."
+        lines.append(Text(words, style="dim", no_wrap=True, overflow="ignore"))
+    return Group(table, *lines, Text("Nothing was sent."))
 
 
 def cost(rows: pl.DataFrame, total: Mapping[str, Any]) -> Group:
@@ -316,6 +326,8 @@ def cost(rows: pl.DataFrame, total: Mapping[str, Any]) -> Group:
         f"{total['requests']:,} replies are kept, each paid for once: {total['prompt_tokens']:,} prompt tokens, "
         f"{total['completion_tokens']:,} reply tokens, {money(total['cost_usd'])}"
     )
+    if total["in_batches"]:
+        said += f"; {total['in_batches']:,} of them came in batches, at the price of batches"
     if total["cost_usd"] is None:
         said += " (the price of a model, or the tokens of a reply, are not known; see --prices)"
     return Group(table, Text(said, no_wrap=True, overflow="ignore"))

@@ -563,6 +563,12 @@ language_calls = Table(
         "cost_usd": Column(pl.Float64, "US dollars; null when the price is not known", nullable=True),
         "seconds": Column(pl.Float64, "from the first attempt to the last"),
         "attempts": Column(pl.Int32, "times it was sent"),
+        "batch_id": Column(
+            pl.String,
+            "the provider's batch in which it came, at the price of batches; null for one asked by itself",
+            nullable=True,
+            added=True,
+        ),
         "missing_because": MISSING_BECAUSE,
         "error": Column(pl.String, "the endpoint's error, secrets removed", nullable=True),
         "answered_at": Column(pl.Datetime("us", "UTC"), "when the last attempt ended"),

@@ -145,9 +145,9 @@ def cost(answer: Answer, price: Price | None) -> float | None:
     )
 
 
-def price_of(prices: Prices, model: str, *, endpoint: str) -> Price | None:
-    """What a model costs; one in this process costs nothing."""
-    return Price(0.0, 0.0, 0.0) if is_local(model) else prices.of(model, endpoint=endpoint)
+def price_of(prices: Prices, model: str, *, endpoint: str, batch: bool = False) -> Price | None:
+    """What a model costs, by itself or in a batch; one in this process costs nothing."""
+    return Price(0.0, 0.0, 0.0) if is_local(model) else prices.of(model, endpoint=endpoint, batch=batch)
 
 
 def rows(received: Sequence[Received], prices: Prices) -> pl.DataFrame:
@@ -169,9 +169,12 @@ def rows(received: Sequence[Received], prices: Prices) -> pl.DataFrame:
                 "prompt_tokens": answer.prompt_tokens,
                 "cached_tokens": answer.cached_tokens,
                 "completion_tokens": answer.completion_tokens,
-                "cost_usd": cost(answer, price_of(prices, reply.model, endpoint=reply.endpoint)),
+                "cost_usd": cost(
+                    answer, price_of(prices, reply.model, endpoint=reply.endpoint, batch=reply.batch_id is not None)
+                ),
                 "seconds": reply.seconds,
                 "attempts": reply.attempts,
+                "batch_id": reply.batch_id,
                 "missing_because": answer.missing_because,
                 "error": answer.error,
                 "answered_at": datetime.fromisoformat(reply.answered_at),

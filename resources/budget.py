@@ -30,6 +30,8 @@ class Budget:
     is_used_up: bool = False
     """Whether a request did not fit although nothing was under way."""
     _held: dict[str, tuple[float, int]] = field(default_factory=dict)
+    _held_usd: float = 0.0
+    _held_tokens: int = 0
 
     def admit(self, request_id: str, request: Request, price: Price | None) -> bool:
         """Whether a request may be sent; the most that it can cost is then held back until it is `settled`.
@@ -41,21 +43,22 @@ class Budget:
         """
         if self.usd is None and self.tokens is None:
             return True
-        prompt, completion = most_prompt_tokens(request), request.max_tokens
-        usd = 0.0
-        if self.usd is not None:
-            if price is None:
-                raise LanguageModelError(
-                    f"the price of `{request.model}` is not known, so a budget of ${self.usd:g} cannot be kept; name it in "
-                    "a file (`--prices prices.toml`), or give `--budget-tokens`"
-                )
-            usd = price.cost(prompt=prompt, completion=completion)
-        tokens = prompt + completion
+        if self.usd is not None and price is None:
+            raise LanguageModelError(
+                f"the price of `{request.model}` is not known, so a budget of ${self.usd:g} cannot be kept; name it in "
+                "a file (`--prices prices.toml`), or give `--budget-tokens`"
+            )
+        usd, tokens = _most(request, price)
         if self.is_used_up or not self._fits(usd, tokens):
             self.is_used_up = self.is_used_up or not self._held
             return False
-        self._held[request_id] = (usd, tokens)
+        self._hold(request_id, usd, tokens)
         return True
+
+    def hold(self, request_id: str, request: Request, price: Price | None) -> None:
+        """Hold back the most that a request can cost which was sent already, whether it fits or not."""
+        if request_id not in self._held and (self.usd is not None or self.tokens is not None):
+            self._hold(request_id, *_most(request, price))
 
     def settled(self, request_id: str, *, usd: float | None = None, tokens: int | None = None) -> None:
         """A request came back. What its reply does not say counts at the most that was held for it.
@@ -63,6 +66,9 @@ class Budget:
         One that brought no reply is settled with zeros, for a provider charges for replies.
         """
         held_usd, held_tokens = self._held.pop(request_id, (0.0, 0))
+        # Rounding of many differences must not add up.
+        self._held_usd = self._held_usd - held_usd if self._held else 0.0
+        self._held_tokens -= held_tokens
         self.spent_usd += held_usd if usd is None else usd
         self.spent_tokens += held_tokens if tokens is None else tokens
 
@@ -73,8 +79,17 @@ class Budget:
         self.spent_tokens += tokens
 
     def _fits(self, usd: float, tokens: int) -> bool:
-        held_usd = self.spent_usd + sum(most for most, _ in self._held.values())
-        held_tokens = self.spent_tokens + sum(most for _, most in self._held.values())
-        return (self.usd is None or held_usd + usd <= self.usd) and (
-            self.tokens is None or held_tokens + tokens <= self.tokens
-        )
+        usd += self.spent_usd + self._held_usd
+        tokens += self.spent_tokens + self._held_tokens
+        return (self.usd is None or usd <= self.usd) and (self.tokens is None or tokens <= self.tokens)
+
+    def _hold(self, request_id: str, usd: float, tokens: int) -> None:
+        self._held[request_id] = (usd, tokens)
+        self._held_usd += usd
+        self._held_tokens += tokens
+
+
+def _most(request: Request, price: Price | None) -> tuple[float, int]:
+    """The most that a request can cost: US dollars, as far as the price is known, and tokens."""
+    prompt, completion = most_prompt_tokens(request), request.max_tokens
+    return (0.0 if price is None else price.cost(prompt=prompt, completion=completion)), prompt + completion

@@ -5,6 +5,7 @@ the lake has it. A file of SQLite, in WAL mode, for one machine:
 
     claims     request -> the call that is sending it now; a second process waits instead of paying again
     replies    request -> the raw body that came back; rows go when the lake has them
+    batches, batch_requests   what was handed to a provider together; see `resources.batch_records`
     failures   every attempt that brought no reply, for people; its request may be sent again
     flushes    how often replies have moved to the lake
 
@@ -26,7 +27,7 @@ from types import TracebackType
 
 from pipeline.errors import LanguageModelError
 
-VERSION = 1
+VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS claims (
@@ -35,14 +36,27 @@ CREATE TABLE IF NOT EXISTS claims (
 CREATE TABLE IF NOT EXISTS replies (
     request_id TEXT PRIMARY KEY, endpoint TEXT NOT NULL, model TEXT NOT NULL, request TEXT NOT NULL,
     status INTEGER NOT NULL, body BLOB NOT NULL, seconds REAL NOT NULL, attempts INTEGER NOT NULL,
-    answered_at TEXT NOT NULL, run_id TEXT NOT NULL
+    answered_at TEXT NOT NULL, run_id TEXT NOT NULL, batch_id TEXT
 );
+CREATE TABLE IF NOT EXISTS batches (
+    key TEXT PRIMARY KEY, endpoint TEXT NOT NULL, path TEXT NOT NULL, form TEXT NOT NULL, state TEXT NOT NULL,
+    file_id TEXT, batch_id TEXT, begun_at TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS batch_requests (
+    request_id TEXT PRIMARY KEY, key TEXT NOT NULL, request TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS requests_of_batch ON batch_requests (key);
 CREATE TABLE IF NOT EXISTS failures (
     request_id TEXT NOT NULL, run_id TEXT NOT NULL, reason TEXT NOT NULL, error TEXT NOT NULL, at TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS failures_of_request ON failures (request_id);
 CREATE TABLE IF NOT EXISTS flushes (count INTEGER NOT NULL);
 INSERT INTO flushes SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM flushes);
+"""
+
+_CLAIM = """
+INSERT OR IGNORE INTO claims SELECT ?, ?, ?, ?
+WHERE NOT EXISTS (SELECT 1 FROM batch_requests WHERE request_id = ?)
 """
 
 
@@ -65,6 +79,8 @@ class Received:
     answered_at: str
     """ISO 8601, UTC."""
     run_id: str
+    batch_id: str | None = None
+    """The provider's batch in which it came; None for one asked by itself."""
 
 
 class Journal:
@@ -80,21 +96,21 @@ class Journal:
         self._pid = os.getpid()
         self._started = _start_of(self._pid) or ""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._replies = self._connect()
+        self.connection = self._connect()
         try:
             self._create()
             # A lost claim costs nothing, a lost reply money: only replies wait for the disk.
-            self._replies.execute("PRAGMA synchronous = FULL")
+            self.connection.execute("PRAGMA synchronous = FULL")
             self._claims = self._connect()
             self._claims.execute("PRAGMA synchronous = NORMAL")
         except sqlite3.DatabaseError as error:
-            self._replies.close()
+            self.connection.close()
             raise LanguageModelError(
                 f"the reply journal `{path}` cannot be used ({error}); if it is damaged, move it away: "
                 "replies that the lake does not have yet are asked for again"
             ) from None
         except BaseException:
-            self._replies.close()
+            self.connection.close()
             raise
 
     def __enter__(self) -> "Journal":
@@ -107,18 +123,19 @@ class Journal:
             self._claims.execute("DELETE FROM claims WHERE owner = ?", (self._owner,))
         finally:
             self._claims.close()
-            self._replies.close()
+            self.connection.close()
 
     def claim(self, request_id: str) -> bool:
         """Whether this call may send the request: nobody else is at it, or who was has died."""
-        mine = (request_id, self._owner, self._pid, self._started)
-        if self._claims.execute("INSERT OR IGNORE INTO claims VALUES (?, ?, ?, ?)", mine).rowcount:
+        mine = (request_id, self._owner, self._pid, self._started, request_id)
+        if self._claims.execute(_CLAIM, mine).rowcount:
             return True
         row = self._claims.execute(
             "SELECT owner, pid, started FROM claims WHERE request_id = ?", (request_id,)
         ).fetchone()
         if row is None:
-            return self.claim(request_id)
+            query = "SELECT EXISTS (SELECT 1 FROM batch_requests WHERE request_id = ?)"
+            return False if self._claims.execute(query, (request_id,)).fetchone()[0] else self.claim(request_id)
         owner, pid, started = row
         if owner == self._owner:
             return True
@@ -130,28 +147,38 @@ class Journal:
         )
         return taken.rowcount == 1
 
+    def claimed_by_others(self) -> set[str]:
+        """Requests that other calls are sending now; those of calls that died are not among them."""
+        rows = self._claims.execute("SELECT request_id, owner, pid, started FROM claims").fetchall()
+        alive = {pid: _start_of(pid) for _, _, pid, _ in rows}
+        return {name for name, owner, pid, started in rows if owner != self._owner and alive[pid] == started}
+
     def release(self, request_id: str) -> None:
         """Let others send the request."""
         self._claims.execute("DELETE FROM claims WHERE request_id = ? AND owner = ?", (request_id, self._owner))
 
     def look(self, request_id: str) -> tuple[Received | None, int]:
         """The reply, if it is here, and how often replies have moved to the lake: both of one moment."""
-        row = self._replies.execute(
+        row = self.connection.execute(
             "SELECT flushes.count, replies.* FROM flushes LEFT JOIN replies ON request_id = ?", (request_id,)
         ).fetchone()
         return (Received(*row[1:]) if row[1] is not None else None), row[0]
 
     def flushes(self) -> int:
         """How often replies have moved to the lake."""
-        return int(self._replies.execute("SELECT count FROM flushes").fetchone()[0])
+        return int(self.connection.execute("SELECT count FROM flushes").fetchone()[0])
 
     def keep(self, received: Received) -> None:
         """Write a reply to the disk, and give back its claim. Returns when the reply would survive a power cut."""
-        with _transaction(self._replies):
-            self._replies.execute(
-                "INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", astuple(received)
-            )
-            self._replies.execute("DELETE FROM claims WHERE request_id = ?", (received.request_id,))
+        with transaction(self.connection):
+            self.add([received])
+            self.connection.execute("DELETE FROM claims WHERE request_id = ?", (received.request_id,))
+
+    def add(self, received: Sequence[Received]) -> None:
+        """Write replies within a transaction of the caller's."""
+        self.connection.executemany(
+            "INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [astuple(one) for one in received]
+        )
 
     def log_failure(self, request_id: str, *, run_id: str, reason: str, error: str) -> None:
         """Note an attempt that brought no reply."""
@@ -165,15 +192,15 @@ class Journal:
 
     def pending(self, limit: int) -> list[Received]:
         """Up to `limit` replies that the lake may not have yet, those of dead runs included."""
-        return [Received(*row) for row in self._replies.execute("SELECT * FROM replies LIMIT ?", (limit,))]
+        return [Received(*row) for row in self.connection.execute("SELECT * FROM replies LIMIT ?", (limit,))]
 
     def settle(self, request_ids: Sequence[str]) -> None:
         """Forget replies that the lake has."""
         rows = [(request_id,) for request_id in request_ids]
-        with _transaction(self._replies):
-            self._replies.executemany("DELETE FROM replies WHERE request_id = ?", rows)
-            self._replies.executemany("DELETE FROM failures WHERE request_id = ?", rows)
-            self._replies.execute("UPDATE flushes SET count = count + 1")
+        with transaction(self.connection):
+            self.connection.executemany("DELETE FROM replies WHERE request_id = ?", rows)
+            self.connection.executemany("DELETE FROM failures WHERE request_id = ?", rows)
+            self.connection.execute("UPDATE flushes SET count = count + 1")
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -186,7 +213,7 @@ class Journal:
         return sqlite3.connect(self._path, timeout=60, isolation_level=None)
 
     def _create(self) -> None:
-        version = self._replies.execute("PRAGMA user_version").fetchone()[0]
+        version = self.connection.execute("PRAGMA user_version").fetchone()[0]
         if version > VERSION:
             raise LanguageModelError(
                 f"the reply journal `{self._path}` has format {version}, and this version reads {VERSION}; "
@@ -195,13 +222,15 @@ class Journal:
         if version < VERSION:
             # Two processes that turn WAL on at once can get "database is locked" without any waiting.
             with self.alone():
-                self._replies.execute("PRAGMA journal_mode = WAL")
-                self._replies.executescript(_SCHEMA)
-                self._replies.execute(f"PRAGMA user_version = {VERSION}")
+                self.connection.execute("PRAGMA journal_mode = WAL")
+                if self.connection.execute("PRAGMA user_version").fetchone()[0] == 1:
+                    self.connection.execute("ALTER TABLE replies ADD COLUMN batch_id TEXT")
+                self.connection.executescript(_SCHEMA)
+                self.connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
 @contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield

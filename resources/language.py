@@ -22,7 +22,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -33,10 +32,12 @@ import openai
 import polars as pl
 
 from pipeline.errors import LanguageModelError, SettingsError
-from pipeline.ports import Lake, Likely, Reply, Request, Usage
+from pipeline.ports import Lake, Progress, Reply, Request, Usage
 from pipeline.provenance import canonical_json, content_hash
 from resources import answers, logprobs
 from resources.budget import Budget
+from resources.call import Call, Failed
+from resources.in_batches import InBatches
 from resources.journal import Journal, Received
 from resources.local_language import SCHEME, LocalModel, is_local
 from resources.pace import Pace
@@ -45,6 +46,8 @@ from resources.prices import Price, Prices, open_prices
 ATTEMPTS = 5
 FIRST_PAUSE = 0.5
 """Seconds before the first repetition; each later pause is twice as long, times a random number from 0.5 to 1."""
+FIRST_LOOK, LONGEST_LOOK = 0.1, 5.0
+"""Seconds between two looks for replies to what other processes have sent: the first, and the longest."""
 LONGEST_PAUSE = 30.0
 """Seconds. An endpoint that asks to wait longer is asked again after this."""
 TO_A_CLIENT = 16
@@ -65,6 +68,8 @@ class OpenAICompatible:
     machine may go without. `journal_path` is a file that is made if need be, on a local disk. `timeout` is in seconds,
     from sending a request to the last byte of its reply. At most `concurrency` requests are under way at once, and
     fewer while the endpoint asks to slow down. What does not fit the `budget` is not sent, and its reply says `budget`.
+    With `batch`, requests go to the endpoint's batch API, and `progress` hears how far it has come; those of `local:`
+    models do not.
 
     Raises:
         SettingsError: the URL is not one of HTTP or carries credentials, or a number is not positive.
@@ -81,6 +86,8 @@ class OpenAICompatible:
         api_key_variable: str = "OPENAI_API_KEY",
         prices: Prices | None = None,
         budget: Budget | None = None,
+        batch: bool = False,
+        progress: Progress | None = None,
     ) -> None:
         parts = urlsplit(base_url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -103,6 +110,8 @@ class OpenAICompatible:
         self._key_variable = api_key_variable
         self._prices = prices or open_prices()
         self.budget = budget or Budget()
+        self.batch = batch
+        self.progress = progress
         self._local: dict[str, LocalModel] = {}
         self._computing = threading.Lock()
         # Learnt from the endpoint's refusals, for as long as this object lives.
@@ -112,7 +121,7 @@ class OpenAICompatible:
 
     def request_id(self, request: Request) -> str:
         """The tagged hash of everything that is sent for a request, and of where it is sent."""
-        return content_hash(self._identity(request))
+        return content_hash(self.asked(request))
 
     def answer(self, requests: Sequence[Request], *, run_id: str) -> tuple[Sequence[Reply], Usage]:
         """One reply per request, in their order; a request that is kept or repeats another is not sent.
@@ -128,8 +137,8 @@ class OpenAICompatible:
         ids = [self.request_id(request) for request in requests]
         with Journal(self._journal_path) as journal:
             self._flush(journal, run_id)
-            call = _Call(journal=journal, run_id=run_id, requests=dict(zip(ids, requests, strict=True)))
-            self._look_into_lake(call)
+            call = Call(journal=journal, run_id=run_id, requests=dict(zip(ids, requests, strict=True)))
+            self.look_into_lake(call)
             try:
                 if call.unsettled():
                     asyncio.run(self._settle_all(call))
@@ -163,16 +172,20 @@ class OpenAICompatible:
             return []
         ids = [self.request_id(request) for request in requests]
         with Journal(self._journal_path) as journal:
-            call = _Call(journal=journal, run_id="", requests=dict(zip(ids, requests, strict=True)))
+            call = Call(journal=journal, run_id="", requests=dict(zip(ids, requests, strict=True)))
             for request_id in call.requests:
                 if (received := journal.look(request_id)[0]) is not None:
                     call.take(request_id, received)
-            self._look_into_lake(call)
+            self.look_into_lake(call)
         return [call.replies.get(request_id) for request_id in ids]
 
     def price(self, model: str) -> Price | None:
-        """What the model costs here, None if that is not known."""
-        return answers.price_of(self._prices, model, endpoint=self.endpoint)
+        """What the model costs here, in batches if it is asked so; None if that is not known."""
+        return self.batch_price(model) if self.batch else answers.price_of(self._prices, model, endpoint=self.endpoint)
+
+    def batch_price(self, model: str) -> Price | None:
+        """What the model costs in batches here, None if that is not known."""
+        return answers.price_of(self._prices, model, endpoint=self.endpoint, batch=True)
 
     def _endpoint_of(self, model: str) -> str:
         """Where a model is asked: the endpoint, or for one in this process what it is made of."""
@@ -201,7 +214,7 @@ class OpenAICompatible:
             status, body = asyncio.run(self._ask_alone(question))
         except LanguageModelError as error:
             return found | {"error": str(error)}
-        except _Failed as failed:
+        except Failed as failed:
             return found | {"reachable": failed.heard, "error": failed.error}
         answer = answers.read(status, body)
         return found | {
@@ -215,10 +228,10 @@ class OpenAICompatible:
 
     # What is kept
 
-    def _identity(self, request: Request) -> dict[str, Any]:
+    def asked(self, request: Request) -> dict[str, Any]:
         return sent(request, endpoint=self._endpoint_of(request.model))
 
-    def _look_into_lake(self, call: "_Call") -> None:
+    def look_into_lake(self, call: Call) -> None:
         """Take what the lake has of the call's open requests. Reads their rows only."""
         # The count comes first: a flush between the two makes us look again, and not miss a reply.
         call.flushes = call.journal.flushes()
@@ -244,26 +257,30 @@ class OpenAICompatible:
 
     # Asking
 
-    async def _settle_all(self, call: "_Call") -> None:
+    async def _settle_all(self, call: Call) -> None:
         async with AsyncExitStack() as opened:
             count = -(-min(self._concurrency, len(call.requests)) // TO_A_CLIENT)
             far = any(not is_local(request.model) for request in call.requests.values())
             clients = [await opened.enter_async_context(self._client()) if far else None for _ in range(count)]
-            pace = Pace(self._concurrency)
+            pace, pause = Pace(self._concurrency), FIRST_LOOK
             pace.limit = self._limit
             while (open_ids := call.unsettled()) and call.unusable is None:
                 settled_before = len(call.replies)
-                queue = iter(open_ids)
-                workers = min(self._concurrency, len(open_ids))
+                alone = [name for name in open_ids if not self.batch or is_local(call.requests[name].model)]
+                queue = iter(alone)
+                workers = min(self._concurrency, len(alone))
+                batches = [] if clients[0] is None else [InBatches(self, call, clients[0], pause=_pause).settle()]
                 await asyncio.gather(
-                    *(self._work(call, clients[worker % count], queue, pace) for worker in range(workers))
+                    *batches,
+                    *(self._work(call, clients[worker % count], queue, pace) for worker in range(workers)),
                 )
+                pause = FIRST_LOOK if len(call.replies) > settled_before else min(LONGEST_LOOK, 1.5 * pause)
                 if len(call.replies) == settled_before:
                     # All that is left is under way in other processes: wait for their replies.
-                    await asyncio.sleep(0.1)
+                    await asyncio.sleep(pause)
             self._limit = pace.limit
 
-    async def _work(self, call: "_Call", client: openai.AsyncOpenAI | None, queue: Iterator[str], pace: Pace) -> None:
+    async def _work(self, call: Call, client: openai.AsyncOpenAI | None, queue: Iterator[str], pace: Pace) -> None:
         """Settle requests of the queue, which several workers share, as long as the endpoint can be used."""
         for request_id in queue:
             if call.unusable is not None:
@@ -272,14 +289,14 @@ class OpenAICompatible:
                 continue
             received, flushes = call.journal.look(request_id)
             if received is None and flushes != call.flushes:
-                self._look_into_lake(call)
+                self.look_into_lake(call)
             if received is None and request_id not in call.replies and await self._admitted(call, request_id):
                 received = await self._send(call, client, request_id, pace)
             call.journal.release(request_id)
             if received is not None:
                 call.take(request_id, received)
 
-    async def _admitted(self, call: "_Call", request_id: str) -> bool:
+    async def _admitted(self, call: Call, request_id: str) -> bool:
         """Whether the budget has room for a request, now or once others are settled; if not, that is its reply."""
         request = call.requests[request_id]
         try:
@@ -294,7 +311,7 @@ class OpenAICompatible:
         return True
 
     async def _send(
-        self, call: "_Call", client: openai.AsyncOpenAI | None, request_id: str, pace: Pace
+        self, call: Call, client: openai.AsyncOpenAI | None, request_id: str, pace: Pace
     ) -> Received | None:
         """Send one request until something comes back; None if nothing did, with the reason in the call."""
         received = await self._attempts(call, client, request_id, pace)
@@ -302,18 +319,25 @@ class OpenAICompatible:
             self.budget.settled(request_id, usd=0.0, tokens=0)
             return None
         call.journal.keep(received)
+        self.count(call, received)
+        return received
+
+    def count(self, call: Call, received: Received) -> None:
+        """Count what a reply cost."""
         answer = answers.read(received.status, received.body, received.request)
-        paid = answers.cost(answer, self.price(received.model))
+        price = answers.price_of(
+            self._prices, received.model, endpoint=self.endpoint, batch=received.batch_id is not None
+        )
+        paid = answers.cost(answer, price)
         call.prompt_tokens += answer.prompt_tokens or 0
         call.completion_tokens += answer.completion_tokens or 0
         call.cost_usd = None if call.cost_usd is None or paid is None else call.cost_usd + paid
         known = answer.prompt_tokens is not None and answer.completion_tokens is not None
         tokens = (answer.prompt_tokens or 0) + (answer.completion_tokens or 0)
-        self.budget.settled(request_id, usd=paid, tokens=tokens if known else None)
-        return received
+        self.budget.settled(received.request_id, usd=paid, tokens=tokens if known else None)
 
     async def _attempts(
-        self, call: "_Call", client: openai.AsyncOpenAI | None, request_id: str, pace: Pace
+        self, call: Call, client: openai.AsyncOpenAI | None, request_id: str, pace: Pace
     ) -> Received | None:
         request = call.requests[request_id]
         begun = time.monotonic()
@@ -325,7 +349,7 @@ class OpenAICompatible:
             try:
                 async with pace.one():
                     status, body = await self._ask(client, request)
-            except _Failed as failed:
+            except Failed as failed:
                 if failed.reason == "rate_limited":
                     pace.slower()
                 elif failed.reason == "timeout":
@@ -354,7 +378,7 @@ class OpenAICompatible:
                 request_id=request_id,
                 endpoint=self._endpoint_of(request.model),
                 model=request.model,
-                request=canonical_json(self._identity(request)),
+                request=canonical_json(self.asked(request)),
                 status=status,
                 body=body,
                 seconds=time.monotonic() - begun,
@@ -374,31 +398,33 @@ class OpenAICompatible:
         """One exchange: HTTP status and body of an answer that is worth keeping.
 
         Raises:
-            _Failed: none came.
+            Failed: none came.
         """
         if client is None or is_local(request.model):
             return 200, await asyncio.to_thread(self._compute, request)
-        parameters = self._parameters(request)
-        path = "/completions" if "prompt" in parameters else "/chat/completions"
+        parameters = self.parameters(request)
         try:
             async with asyncio.timeout(self._timeout):
                 # As `client.chat.completions.with_raw_response.create` does, less its walk through every message.
-                reply: Any = await client.post(path, body=parameters, cast_to=object, options={"headers": RAW_REPLY})
+                reply: Any = await client.post(
+                    self.path(request), body=parameters, cast_to=object, options={"headers": RAW_REPLY}
+                )
         except (TimeoutError, openai.APITimeoutError):
-            raise _Failed("timeout", f"no whole answer within {self._timeout:g} s", again=True, heard=False) from None
+            raise Failed("timeout", f"no whole answer within {self._timeout:g} s", again=True, heard=False) from None
         except openai.APIConnectionError as error:
             # The name, because which HTTP library does the work is openai's private matter.
             unreachable = type(error.__cause__).__name__ == "ConnectError"
-            what = self._redacted(f"{type(error.__cause__ or error).__name__}: {error.__cause__ or error}")
-            raise _Failed("server_error", what, again=True, heard=not unreachable, unreachable=unreachable) from None
+            what = self.redacted(f"{type(error.__cause__ or error).__name__}: {error.__cause__ or error}")
+            raise Failed("server_error", what, again=True, heard=not unreachable, unreachable=unreachable) from None
         except openai.APIStatusError as error:
-            failed = self._failed(request, error)
+            codes, after = (error.code, error.type), error.response.headers.get("retry-after")
+            failed = self.meaning(request, error.status_code, self.redacted(str(error)), codes, _retry_after(after))
             if failed is None:
-                return error.status_code, self._without_key(error.response.content)
-            if self._parameters(request) != parameters:
+                return error.status_code, self.without_key(error.response.content)
+            if self.parameters(request) != parameters:
                 return await self._ask(client, request)
             raise failed from None
-        return reply.status_code, self._without_key(reply.content)
+        return reply.status_code, self.without_key(reply.content)
 
     def _compute(self, request: Request) -> bytes:
         """The answer of a model in this process, which does one thing at a time."""
@@ -406,9 +432,17 @@ class OpenAICompatible:
             try:
                 return self._in_process(request.model).respond(request)
             except LanguageModelError as error:
-                raise _Failed("server_error", str(error), again=False, unusable=str(error)) from error
+                raise Failed("server_error", str(error), again=False, unusable=str(error)) from error
 
-    def _parameters(self, request: Request) -> dict[str, Any]:
+    def path(self, request: Request) -> str:
+        """Where a request goes, below the base URL."""
+        return "/completions" if request.messages[0][0] == "prompt" else "/chat/completions"
+
+    def form(self) -> str:
+        """How requests are written, of what endpoints differ in."""
+        return f"{self._name_of_max_tokens}, response_format: {self._takes_response_format}"
+
+    def parameters(self, request: Request) -> dict[str, Any]:
         match request.messages:
             case (("prompt", text),):
                 asked: dict[str, Any] = {
@@ -433,10 +467,10 @@ class OpenAICompatible:
             parameters |= {"logprobs": True, "top_logprobs": request.logprobs}
         return parameters
 
-    def _failed(self, request: Request, error: openai.APIStatusError) -> "_Failed | None":
+    def meaning(
+        self, request: Request, status: int, words: str, codes: Sequence[str | None], retry_after: float = 0.0
+    ) -> Failed | None:
         """What an error status means; None for one that is the answer to this very request."""
-        status, words = error.status_code, self._redacted(str(error))
-        codes = (error.code, error.type)
         if "content_filter" in codes:
             return None
         unusable = None
@@ -476,12 +510,13 @@ class OpenAICompatible:
                 )
             case 429 if "insufficient_quota" in codes:
                 unusable = f"the account at {self.endpoint} has no money left ({words}): add to it, or use another key"
-        return _Failed(
+        return Failed(
             "rate_limited" if status == 429 else "server_error",
             words,
             again=status in {408, 409, 429} or status >= 500,
-            retry_after=_retry_after(error.response.headers.get("retry-after")),
+            retry_after=retry_after,
             unusable=unusable,
+            status=status,
         )
 
     def _client(self) -> openai.AsyncOpenAI:
@@ -504,11 +539,11 @@ class OpenAICompatible:
     def _key(self) -> str:
         return os.environ.get(self._key_variable, "").strip()
 
-    def _redacted(self, text: str) -> str:
+    def redacted(self, text: str) -> str:
         key = self._key()
         return _redacted(text.replace(key, "[key]") if len(key) >= 8 else text)
 
-    def _without_key(self, body: bytes) -> bytes:
+    def without_key(self, body: bytes) -> bytes:
         """The body, cut at the largest size that is read; the key, should the endpoint echo it, is never stored."""
         key = self._key().encode("ascii")
         return (body.replace(key, b"[key]") if len(key) >= 8 else body)[: answers.LARGEST_BODY + 1]
@@ -529,77 +564,6 @@ def sent(request: Request, *, endpoint: str) -> dict[str, Any]:
         "seed": request.seed,
         "json_reply": request.json_reply,
     }
-
-
-@dataclass
-class _Call:
-    """The state of one call of `answer`."""
-
-    journal: Journal
-    run_id: str
-    requests: dict[str, Request]
-    replies: dict[str, Reply] = field(default_factory=dict)
-    errors: dict[str, str] = field(default_factory=dict)
-    flushes: int = 0
-    sent: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost_usd: float | None = 0.0
-    """Of what was sent; None once the cost of any of it is unknown."""
-    quiet_until: float = 0.0
-    silent: bool = True
-    """Whether nothing has come from the endpoint since the last request that was given up."""
-    unusable: str | None = None
-    """Why the endpoint cannot be used, with the remedy. Requests under way still end, as they may be paid for."""
-
-    def unsettled(self) -> list[str]:
-        return [request_id for request_id in self.requests if request_id not in self.replies]
-
-    def take(self, request_id: str, received: Received) -> None:
-        """Settle a request by what came back."""
-        answer = answers.read(received.status, received.body, received.request)
-        self.settle(request_id, answer.text, answer.missing_because, answer.model_served, likely=answer.likely)
-
-    def settle(
-        self,
-        request_id: str,
-        text: str | None,
-        missing_because: str | None,
-        model_served: str | None,
-        *,
-        likely: tuple[Likely, ...] | None = None,
-    ) -> None:
-        self.replies[request_id] = Reply(
-            request_id=request_id,
-            text=None if missing_because else text,
-            missing_because=missing_because,
-            model_served=model_served,
-            likely=None if missing_because else likely,
-        )
-
-
-class _Failed(Exception):  # noqa: N818 - it never leaves this module, and reads as what it is
-    """An attempt that brought no answer to keep."""
-
-    def __init__(
-        self,
-        reason: str,
-        error: str,
-        *,
-        again: bool,
-        heard: bool = True,
-        unreachable: bool = False,
-        retry_after: float = 0.0,
-        unusable: str | None = None,
-    ) -> None:
-        super().__init__(error)
-        self.reason = reason
-        self.error = error
-        self.again = again
-        self.heard = heard
-        self.unreachable = unreachable
-        self.retry_after = retry_after
-        self.unusable = unusable
 
 
 def _pause(attempt: int) -> float:

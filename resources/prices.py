@@ -41,6 +41,7 @@ class _Line(BaseModel):
     input: float = Field(ge=0, allow_inf_nan=False)
     output: float = Field(ge=0, allow_inf_nan=False)
     cached_input: float | None = Field(None, ge=0, allow_inf_nan=False)
+    batch: float | None = Field(None, ge=0, allow_inf_nan=False)
     endpoint: str | None = None
 
 
@@ -58,8 +59,8 @@ class Prices:
 
     lines: Sequence[_Line]
 
-    def of(self, model: str, *, endpoint: str) -> Price | None:
-        """The price of a model at an endpoint, None if it is not known.
+    def of(self, model: str, *, endpoint: str, batch: bool = False) -> Price | None:
+        """The price of a model at an endpoint, by itself or in a batch; None if it is not known.
 
         A dated version, such as `gpt-4o-mini-2024-07-18`, costs what its name without the date does unless it has a
         line of its own.
@@ -68,8 +69,13 @@ class Prices:
         for name in dict.fromkeys((model, undated)):
             for line in self.lines:
                 if line.model == name and (line.endpoint or endpoint).rstrip("/") == endpoint.rstrip("/"):
-                    cached = line.input if line.cached_input is None else line.cached_input
-                    return Price(line.input, cached, line.output)
+                    if not batch:
+                        cached = line.input if line.cached_input is None else line.cached_input
+                        return Price(line.input, cached, line.output)
+                    if line.batch is None:
+                        return None
+                    # A batch has no discount for what was read before.
+                    return Price(line.batch * line.input, line.batch * line.input, line.batch * line.output)
         return None
 
 
@@ -95,5 +101,5 @@ def _lines(path: Path) -> list[_Line]:
         where = ".".join(str(part) for part in first["loc"])
         raise SettingsError(
             f"the price file {path}, `{where}`: {first['msg'][0].lower()}{first['msg'][1:]}. A line has `model`, "
-            "`input` and `output` in US dollars for a million tokens, and may have `cached_input` and `endpoint`."
+            "`input` and `output` in US dollars for a million tokens, and may have `cached_input`, `batch` (what a batch costs, as a share of these) and `endpoint`."
         ) from None

@@ -71,6 +71,10 @@ class Settings(BaseSettings):
     )
     base_url: str = Field("https://api.openai.com/v1", description="OpenAI-compatible endpoint")
     concurrency: int = Field(16, ge=1, le=1000, description="requests in flight at a time")
+    batch: Literal["no", "yes"] = Field(
+        "no",
+        description="whether to ask through the provider's batch API, for less (at OpenAI half) and within a day: `yes` or `no`",
+    )
     select: str = Field(
         "all",
         description="neurons of each layer to ask about: `all`, `random:50`, `top:50:context` or another statistic",

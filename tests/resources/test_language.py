@@ -472,14 +472,14 @@ def test_a_reply_that_moved_to_the_lake_while_we_looked_is_not_paid_for_again(as
     """Another process answers and moves its reply after our look into the lake and before our claim."""
     with Endpoint() as endpoint:
         language = ask(endpoint.url)
-        look = language._look_into_lake
+        look = language.look_into_lake
 
         def look_then_be_overtaken(batch):
             look(batch)
-            language._look_into_lake = look
+            language.look_into_lake = look
             ask(endpoint.url).answer(questions(0, 3), run_id="the other")
 
-        language._look_into_lake = look_then_be_overtaken
+        language.look_into_lake = look_then_be_overtaken
         replies, usage = language.answer(questions(0, 3), run_id="r")
 
     assert usage.requests_sent == 0
