@@ -673,7 +673,7 @@ def test_the_commands_that_a_run_ends_with_have_the_settings_that_it_had(made, m
     [
         (
             "colour = 3",
-            "`colour` is no setting; known are automation_budget_usd, base_url, column, concurrency, corpus, ",
+            "`colour` is no setting; known are automation_budget_usd, base_url, batch, column, concurrency, corpus, ",
         ),
         ("windows = 0", "`windows` in {home}/neuronledger.toml (=0): input should be greater than or equal to 1"),
         ('dtype = "int8"', "`dtype` in {home}/neuronledger.toml (='int8'): input should be "),
