@@ -155,6 +155,7 @@ def open_project(settings: Settings, subject: SubjectModel) -> Project:
             scorers=scorers,
             select=selection.parse(settings.select),
             grow=settings.grow == "yes",
+            batch=settings.batch == "yes",
         ),
         code=code.code(),
         environment=code.environment(),

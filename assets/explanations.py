@@ -223,7 +223,7 @@ def _explained(  # noqa: PLR0917 (the first five are those of `make`)
         words = token_texts(tables["sequences"])
         said = pl.concat(
             driven(rounds(project, about_some, some, model=model, words=words), answer, listen)
-            for about_some, some in pieces(asked_about, tables)
+            for about_some, some in pieces(asked_about, tables, batch=project.choices.batch)
         )
         usage = sum(usages, Usage())
         # A neuron alone has no others beside it but those that were explained before.

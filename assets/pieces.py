@@ -10,18 +10,21 @@ import polars as pl
 
 NEURONS = 512
 """In a piece. A run over a network waits once for the last answers of each."""
+IN_A_BATCH = 4_096
+"""In a piece that goes to a provider as a batch, which may take a day: 11 requests for each are as much as one file holds."""
 
 
 def pieces(
-    rows: pl.DataFrame, tables: Mapping[str, pl.DataFrame]
+    rows: pl.DataFrame, tables: Mapping[str, pl.DataFrame], *, batch: bool = False
 ) -> Iterator[tuple[pl.DataFrame, dict[str, pl.DataFrame]]]:
     """The neurons of `rows` piece by piece, with what `tables` have of them; tables without neurons come whole.
 
     There is always one piece, if only an empty one.
     """
     neurons = rows.get_column("neuron").unique().sort()
-    for first in range(0, max(1, len(neurons)), NEURONS):
-        some = neurons.slice(first, NEURONS)
+    most = IN_A_BATCH if batch else NEURONS
+    for first in range(0, max(1, len(neurons)), most):
+        some = neurons.slice(first, most)
         inside = pl.col("neuron").is_between(some.min(), some.max()) if len(some) else pl.lit(value=False)
         yield (
             rows.filter(inside),

@@ -41,6 +41,8 @@ class Choices:
     """Scorers that ask the simulator's language model; see `pipeline.judgements`."""
     grow: bool = False
     """Whether captures are kept, so that new text is merged into them. Results are the same, so it enters no step key."""
+    batch: bool = False
+    """Whether language models are asked through a provider's batches. For the same reason it enters no step key."""
     select: Selection = field(default_factory=Selection)
     """The neurons of each layer that language models are asked about."""
 

@@ -50,7 +50,7 @@ def make(
         texts = display(step.read("sequences")) if model else {}
         if (written := step.restored()) is None:
             frames, usage = [], Usage()
-            for said, some in pieces(explanations, tables):
+            for said, some in pieces(explanations, tables, batch=project.choices.batch):
                 shown = some["exemplars"]
                 rows = baseline_rows(said, shown, some["token_associations"])
                 frames.append(rows.select(sorted(rows.columns)))

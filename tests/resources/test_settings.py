@@ -46,7 +46,10 @@ def test_an_empty_text_takes_back_a_choice_that_may_be_left_out(project, monkeyp
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("colour = 1", "`colour` is no setting; known are automation_budget_usd, base_url, batch, column, concurrency, "),
+        (
+            "colour = 1",
+            "`colour` is no setting; known are automation_budget_usd, base_url, batch, column, concurrency, ",
+        ),
         ("[lake]\npath = 'a'", "`lake` in {file} (={{'path': 'a'}}): input should be a valid string. It is the folder"),
         ("seed = 4294967296", "`seed` in {file} (=4294967296): input should be less than 4294967296. It is the seed"),
         ('device = "cpu', "{file} is not valid TOML: "),
