@@ -1,6 +1,6 @@
 """Automation: what Dagster makes by itself when a model changes, and what it must not.
 
-    subject_layers --> activations --> exemplars --> explanations --> simulations (--> judgements) --> scores
+    subject_layers --> activations --> exemplars --> explanations --> simulations (--> judgements --> ablations) --> scores
                        one run for     each layer alone, and only where its parent came out otherwise
                        all stale layers
 
@@ -13,7 +13,7 @@ import dagster as dg
 CAPTURE = ("activations", "neuron_statistics", "token_associations")
 CHEAP = ("exemplars", "scores")
 """Hops that ask no language model."""
-ASKING = ("explanations", "simulations", "judgements")
+ASKING = ("explanations", "simulations", "judgements", "ablations")
 """Hops that may ask one, and so may cost money."""
 SENSOR = "when_the_model_changes"
 

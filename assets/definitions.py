@@ -7,6 +7,7 @@ import dagster as dg
 import polars as pl
 
 from assets import (
+    ablations,
     activations,
     automation,
     connections,
@@ -26,9 +27,8 @@ from assets import (
 from assets import subject_layers as layers
 from assets.project import Choices, Project
 from assets.run import last_hops
-from pipeline import human, languages, methods, selection
+from pipeline import human, languages, methods, scorers, selection
 from pipeline.errors import SettingsError
-from pipeline.judgements import parse_scorers
 from pipeline.ports import Corpus, Foreign, Lake, LanguageModel, Machines, Partials, Progress, Releases, SubjectModel
 from resources import code, people
 from resources.budget import Budget
@@ -82,7 +82,8 @@ def build(
         exemplars.define(project),
         explanations.define(project),
         simulations.define(project),
-        *([judgements.define(project)] if project.choices.scorers else []),
+        *([judgements.define(project)] if "judgements" in scores.more_inputs(project) else []),
+        *([ablations.define(project)] if "ablations" in scores.more_inputs(project) else []),
         scores.define(project),
         layer_summary.define(),
         *neuron.define(project),
@@ -137,8 +138,8 @@ def open_project(settings: Settings, subject: SubjectModel) -> Project:
         raise SettingsError(
             "--human-explanations needs a language model that simulates them; name one with --simulator"
         )
-    scorers = parse_scorers(settings.scorers)
-    if scorers and not (settings.simulator or settings.explainer):
+    chosen = scorers.parse(settings.scorers)
+    if scorers.judging(chosen) and not (settings.simulator or settings.explainer):
         raise SettingsError("--scorers needs a language model that judges; name one with --simulator or --explainer")
     return Project(
         n_neurons=n_neurons,
@@ -152,7 +153,7 @@ def open_project(settings: Settings, subject: SubjectModel) -> Project:
             language=languages.parse(settings.language),
             simulation=settings.simulation,
             human=written,
-            scorers=scorers,
+            scorers=chosen,
             select=selection.parse(settings.select),
             grow=settings.grow == "yes",
             batch=settings.batch == "yes",

@@ -18,6 +18,7 @@ from typing import Any
 import polars as pl
 
 from assets import (
+    ablations,
     activations,
     causes,
     connections,
@@ -107,14 +108,16 @@ HOPS: dict[str, Hop] = {
         simulations.CODE_VERSION, simulations.settings, ("explanations", "exemplars", "token_associations")
     ),
     "judgements": Hop(judgements.CODE_VERSION, judgements.settings, judgements.INPUTS),
+    "ablations": Hop(ablations.CODE_VERSION, ablations.settings, ablations.INPUTS),
     "scores": Hop(scores.CODE_VERSION, scores.settings, ("simulations", "explanations"), scores.more_inputs),
 }
 """Every table in the order of the hops."""
 
 
 def looked_at(project: Project) -> list[str]:
-    """The tables that matter to a project, in the order of the hops: judgements do if a scorer asks for them."""
-    return [table for table in HOPS if table != "judgements" or project.choices.scorers]
+    """The tables that matter to a project, in the order of the hops: some only do if a scorer is chosen that needs them."""
+    needed = scores.more_inputs(project)
+    return [table for table in HOPS if table not in ("judgements", "ablations") or table in needed]
 
 
 def states(lake: Lake, project: Project, outside: Outside, *, layers: Sequence[int]) -> list[State]:
@@ -349,7 +352,7 @@ def _outside(table: str, layer: int | None, outside: Outside) -> dict[str, str]:
         return {"weights": outside.weights[layer]}
     if table == "vocabulary":
         return {"tokenizer": outside.tokenizer}
-    if table == "connections":
+    if table in ("connections", "ablations"):
         return {"checkpoint": outside.checkpoint}
     return {}
 
@@ -370,7 +373,7 @@ def of_neurons(lake: Lake, project: Project, outside: Outside, *, layer: int) ->
         .group_by("neuron", "missing_because")
         .agg(pl.len())
         .collect()
-        for name in ("explanations", "simulations", "judgements")
+        for name in ("explanations", "simulations", "judgements", "ablations")
         if name in looked_at(project)
     ]
     unanswered: dict[int, str] = {}

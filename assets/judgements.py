@@ -8,6 +8,7 @@ from assets.project import Project, parse_key
 from assets.spec import checks, described
 from assets.step import Step, Written
 from pipeline import judgements as judged_by_model
+from pipeline import scorers
 from pipeline.checks import check
 from pipeline.ports import Lake, LanguageModel
 from pipeline.texts import display
@@ -18,15 +19,16 @@ INPUTS = ("sequences", "activations", "exemplars", "explanations")
 
 def settings(project: Project) -> dict[str, Any]:
     """The choices that these rows depend on."""
-    if not project.choices.scorers:
+    chosen = scorers.judging(project.choices.scorers)
+    if not chosen:
         return {}
     return {
-        "scorers": list(project.choices.scorers),
+        "scorers": list(chosen),
         # As freshness names whoever is asked.
         "simulator": project.choices.simulator,
         "seed": project.choices.seed,
         **({"probabilities": True} if _likely(project) else {}),
-        **{f"prompt of {name}": judged_by_model.PROMPT_HASHES[name] for name in project.choices.scorers},
+        **{f"prompt of {name}": judged_by_model.PROMPT_HASHES[name] for name in chosen},
     }
 
 
@@ -64,7 +66,7 @@ def questions(project: Project, inputs: dict[str, Any]) -> tuple[judged_by_model
     judged = judged_by_model.texts_to_judge(inputs["activations"], inputs["exemplars"], inputs["sequences"])
     asked = judged_by_model.requests(
         inputs["explanations"], judged, display(inputs["sequences"]),
-        scorers=project.choices.scorers, model=model, seed=project.choices.seed, likely=_likely(project),
+        scorers=scorers.judging(project.choices.scorers), model=model, seed=project.choices.seed, likely=_likely(project),
     )  # fmt: skip
     return asked, model
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets import exemplars, explanations, judgements, scores, simulations
+from assets import ablations, exemplars, explanations, judgements, scores, simulations
 from assets.project import Project, layer_key, parse_key
 from assets.spec import checks, described
 from assets.step import Written
@@ -21,7 +21,7 @@ BY_LAYER = dg.MultiToSingleDimensionPartitionMapping(partition_dimension_name="l
 
 
 def define(project: Project) -> list[dg.AssetsDefinition]:
-    """The four assets for one project, and a fifth where scorers that ask are chosen."""
+    """The four assets for one project, and those that the chosen scorers need."""
 
     def options(table: str, code_version: str, *parents: str) -> dict[str, Any]:
         return {
@@ -72,8 +72,9 @@ def define(project: Project) -> list[dg.AssetsDefinition]:
             context, project, "simulations", lambda **at: simulations.make(context, lake, language, project, **at)
         )
 
-    asking: list[dg.AssetsDefinition] = []
-    if project.choices.scorers:
+    further: list[dg.AssetsDefinition] = []
+    hops = ("simulations", *scores.more_inputs(project))
+    if "judgements" in hops:
 
         @dg.asset(
             pool="language",
@@ -88,19 +89,32 @@ def define(project: Project) -> list[dg.AssetsDefinition]:
                 context, project, "judgements", lambda **at: judgements.make(context, lake, language, project, **at)
             )
 
-        asking.append(neuron_judgements)
+        further.append(neuron_judgements)
 
-    @dg.asset(
-        **options(
-            "scores",
-            scores.CODE_VERSION,
-            *([f"neuron_{table}" for table in scores.more_inputs(project)] or ["neuron_simulations"]),
+    if "ablations" in hops:
+
+        @dg.asset(
+            pool="language",
+            **options("ablations", ablations.CODE_VERSION, f"neuron_{hops[hops.index('ablations') - 1]}"),
         )
-    )
+        def neuron_ablations(
+            context: dg.AssetExecutionContext,
+            lake: dg.ResourceParam[Lake],
+            language: dg.ResourceParam[LanguageModel],
+            subject: dg.ResourceParam[SubjectModel],
+        ) -> dg.MaterializeResult:
+            return _made(
+                context, project, "ablations",
+                lambda **at: ablations.make(context, lake, language, subject, project, **at),
+            )  # fmt: skip
+
+        further.append(neuron_ablations)
+
+    @dg.asset(**options("scores", scores.CODE_VERSION, f"neuron_{hops[-1]}"))
     def neuron_scores(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
         return _made(context, project, "scores", lambda **at: scores.make(context, lake, project, **at))
 
-    return [neuron_exemplars, neuron_explanations, neuron_simulations, *asking, neuron_scores]
+    return [neuron_exemplars, neuron_explanations, neuron_simulations, *further, neuron_scores]
 
 
 def _made(

@@ -6,14 +6,14 @@ estimated from the lengths of texts, by what the endpoint counted in replies tha
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import compress
 from typing import Any
 
 import polars as pl
 
-from assets import explanations, judgements
+from assets import ablations, explanations, judgements, scores
 from assets.listening import heard
 from assets.project import Project
 from pipeline import human
@@ -74,6 +74,7 @@ def planned(
 
     The subject reads sentences only if a kept reply holds them.
     """
+    causal = "ablations" not in scores.more_inputs(project) or subject.irreplaceable() is None
     for layer in layers:
         if not ready(lake, project, layer):
             continue
@@ -98,10 +99,18 @@ def planned(
             requests = [request for _, request in asked]
             sizes = _sizes(lake, model)
             yield _stage("simulations", requests, layer=layer, model=model, language=language, sizes=sizes)
-            if choices.scorers:
+            for table in scores.more_inputs(project):
                 found = {**inputs, "activations": lake.read("activations", layer=layer), "explanations": written}
-                judged = [request for _, request in judgements.questions(project, found)[0]]
-                yield _stage("judgements", judged, layer=layer, model=model, language=language, sizes=sizes)
+                requests = _further(project, table, found) if causal or table != "ablations" else []
+                yield _stage(table, requests, layer=layer, model=model, language=language, sizes=sizes)
+
+
+def _further(project: Project, table: str, tables: Mapping[str, pl.DataFrame]) -> list[Request]:
+    """The requests of a table that only some scorers need."""
+    if table == "judgements":
+        return [request for _, request in judgements.questions(project, dict(tables))[0]]
+    some = ablations.in_question(project, tables["explanations"])
+    return [request for _, request in ablations.questions(project, some, tables, display(tables["sequences"]))]
 
 
 def ready(lake: Lake, project: Project, layer: int) -> bool:
@@ -219,6 +228,7 @@ def spent(lake: Lake, *, by_neuron: bool = False) -> pl.DataFrame:
             ("explanations", pl.concat_list("request_id", pl.col("other_request_ids").fill_null([]))),
             ("simulations", pl.col("request_ids")),
             ("judgements", pl.concat_list("request_id")),
+            ("ablations", pl.col("request_ids")),
         )
     )
     calls = (

@@ -38,7 +38,7 @@ class Choices:
     human: tuple[Statement, ...] = ()
     """Explanations that people wrote."""
     scorers: tuple[str, ...] = ()
-    """Scorers that ask the simulator's language model; see `pipeline.judgements`."""
+    """Further scorers; see `pipeline.scorers`."""
     grow: bool = False
     """Whether captures are kept, so that new text is merged into them. Results are the same, so it enters no step key."""
     batch: bool = False

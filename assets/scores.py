@@ -10,6 +10,7 @@ from assets.pieces import pieces
 from assets.project import Project, parse_key
 from assets.spec import checks, described
 from assets.step import Step, Written
+from pipeline import ablations, scorers
 from pipeline.checks import check
 from pipeline.permutation import PERMUTATIONS
 from pipeline.ports import Lake
@@ -21,19 +22,19 @@ CODE_VERSION = f"3.{FORMULA_VERSION}"
 
 def settings(project: Project) -> dict[str, Any]:
     """The choices that these rows depend on."""
-    scorers = project.choices.scorers
+    chosen = project.choices.scorers
     return {
         "seed": project.choices.seed,
         "resamples": RESAMPLES,
         "permutations": PERMUTATIONS,
         "coverage_limit": COVERAGE_LIMIT,
-        **({"scorers": list(scorers)} if scorers else {}),
+        **({"scorers": list(chosen)} if chosen else {}),
     }
 
 
 def more_inputs(project: Project) -> tuple[str, ...]:
-    """What is read only where scorers that ask are chosen."""
-    return ("judgements",) if project.choices.scorers else ()
+    """What is read only where scorers are chosen that need it."""
+    return scorers.tables(project.choices.scorers)
 
 
 def make(
@@ -46,16 +47,19 @@ def make(
     ) as step:  # fmt: skip
         simulations, explanations = step.read("simulations", may_be_empty=True), step.read("explanations")
         more: dict[str, Any] = {"seed": project.choices.seed}
-        judged = {name: step.read(name, may_be_empty=True) for name in more_inputs(project)}
-        if judged:
-            more["judged_by"] = dict.fromkeys(project.choices.scorers, project.choices.simulator)
+        further = {name: step.read(name, may_be_empty=True) for name in more_inputs(project)}
+        if "judgements" in further:
+            more["judged_by"] = dict.fromkeys(scorers.judging(project.choices.scorers), project.choices.simulator)
+        if "ablations" in further:
+            asked = project.choices.simulator is not None
+            further["ablated"] = ablations.in_question(explanations, asked=asked)
         if (written := step.restored()) is None:
-            found = [
-                scored(some["simulations"], said, judgements=some.get("judgements"), **more)
-                for said, some in pieces(explanations, {"simulations": simulations, **judged})
-            ]
+            found = []
+            for said, some in pieces(explanations, {"simulations": simulations, **further}):
+                given: dict[str, Any] = {**some, **more}
+                found.append(scored(given.pop("simulations"), said, **given))
             written = step.write(pl.concat(found))
-    more |= judged
+    more |= further
     findings = check("scores", written.rows, simulations=simulations, explanations=explanations, **more)
     return written, findings, _numbers(written.rows)
 
@@ -66,7 +70,7 @@ def define(project: Project) -> dg.AssetsDefinition:
     @dg.asset(
         group_name="layers",
         code_version=CODE_VERSION,
-        deps=[*more_inputs(project)] or ["simulations"],
+        deps=[("simulations", *more_inputs(project))[-1]],
         partitions_def=project.layers,
         check_specs=checks("scores"),
         **described("scores"),

@@ -189,8 +189,8 @@ class Step:
             neurons=None if self.neuron is None else [self.neuron],
             record=said if restored_from is None else said | {"restored_from": restored_from},
             commit_uuid=record["commit_uuid"],
-            # A dead neuron has no simulations and no judgements, and a corpus without the right splits no exemplars.
-            allow_empty=self.table.name in ("exemplars", "simulations", "judgements"),
+            # A dead neuron has no simulations and nothing made of them, and a corpus without the right splits no exemplars.
+            allow_empty=self.table.name in ("exemplars", "simulations", "judgements", "ablations"),
         )
         add_record(self._lake, {**record, "version": commit.version})
         self._is_written = True

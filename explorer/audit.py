@@ -20,6 +20,7 @@ from pipeline.audit import CHECKS, Audit, Check
 from pipeline.errors import LakeError
 from pipeline.judged_scores import JUDGED
 from pipeline.provenance import frame_hash
+from pipeline.scorers import ABLATION
 from pipeline.tables import TABLES, Table
 from resources.delta import DeltaLake, collect
 from resources.integrity import integrity
@@ -163,6 +164,11 @@ def _references(on: _Lake) -> Iterator[Check]:
             on.scan("simulations", layer).select("explanation_id", "simulator", "exemplar_id", "request_ids", "missing_because")
         )  # fmt: skip
         judgements = collect(on.scan("judgements", layer).select("explanation_id", "request_id", "missing_because"))
+        ablations = collect(
+            on.scan("ablations", layer).select(
+                "explanation_id", "simulator", "exemplar_id", "request_ids", "missing_because"
+            )
+        )
         scores = collect(on.scan("scores", layer).select("explanation_id", "simulator", "scorer", "value", "identity"))
         looked += len(scores)
         # An answer that failed in passing has no kept reply, and is asked for again.
@@ -171,14 +177,17 @@ def _references(on: _Lake) -> Iterator[Check]:
         others = explanations.get_column("other_request_ids").explode()
         played = simulations.filter(kept).get_column("request_ids").explode()
         judged = judgements.filter(kept).get_column("request_id")
+        calibrated = ablations.get_column("request_ids").explode()
         valued = scores.filter(pl.col("value").is_not_null())
-        of_judges = pl.col("scorer").is_in(list(JUDGED))
+        of_judges, of_ablations = pl.col("scorer").is_in(list(JUDGED)), pl.col("scorer") == ABLATION
         at = ["explanation_id", "simulator"]
         lost = {
             "scores of no explanation": scores.join(explanations, on="explanation_id", how="anti").height,
             "scores without a simulation": valued.filter(~of_judges).join(simulations, on=at, how="anti").height,
             "scores without a judgement": valued.filter(of_judges)
             .join(judgements, on="explanation_id", how="anti").height,
+            "scores without an ablation": valued.filter(of_ablations).join(ablations, on=at, how="anti").height,
+            "ablations of no simulation": ablations.join(simulations, on=[*at, "exemplar_id"], how="anti").height,
             "judgements of no explanation": judgements.join(explanations, on="explanation_id", how="anti").height,
             "simulations of no explanation": simulations.join(explanations, on="explanation_id", how="anti").height,
             "simulations on no exemplar": simulations.join(exemplars, on="exemplar_id", how="anti").height,
@@ -187,7 +196,7 @@ def _references(on: _Lake) -> Iterator[Check]:
             ),
             "exemplars of no sequence": len(set(exemplars.get_column("sequence_id")) - known),
             "requests without a kept reply": len(
-                {*asked.drop_nulls(), *others.drop_nulls(), *played.drop_nulls(), *judged} - calls
+                {*asked.drop_nulls(), *others.drop_nulls(), *played.drop_nulls(), *calibrated.drop_nulls(), *judged} - calls
             ),
             "layers without a record of their weights": int(layer not in sites),
         }  # fmt: skip
@@ -325,6 +334,8 @@ def _model(on: _Lake) -> Iterator[Check]:
         files.append(verify.weights(on.lake, on.records, layer, on.scope.outside))
         if drawn:
             made.append(verify.activations(on.lake, on.records, layer, drawn, on.scope.outside))
+            if on.records.last("ablations", layer, on.scope.neuron) is not None:
+                made.append(verify.ablations(on.lake, on.records, layer, drawn, on.scope.outside))
     left = f"the activations of all but {on.scope.recompute} neurons of each layer, drawn by seed {on.scope.seed}; and that no "
     left += "stronger window was left out (a run of the layer tells that)"
     yield from _linked("A15", made, left_out=left)

@@ -142,7 +142,13 @@ def provenance(chains: Mapping[str, Sequence[Hop]]) -> str:
                 document.wasDerivedFrom(answer, f"nl:exemplar-{_id(exemplars[row['exemplar_id']]['identity'])}")
             elif row.get("sequence_id") in texts:
                 document.wasDerivedFrom(answer, texts[row["sequence_id"]])
-        for call in (*words.get("requests", ()), *facts[answers]["requests"]):
+        for row in facts.get("ablations", {}).get("ablations", ()):
+            replaced = entity("ablation", row["identity"], identity=row["identity"], divergence=row["divergence"])
+            document.wasDerivedFrom(scored, replaced)
+            document.wasDerivedFrom(replaced, model)
+            document.wasDerivedFrom(replaced, said)
+        further = facts.get("ablations", {}).get("requests", ())
+        for call in (*words.get("requests", ()), *facts[answers]["requests"], *further):
             reply = entity("reply", call["request_id"], request=call["request_id"], text=call["reply"])
             agent = f"nl:language-model-{_id(str(call['model_served'] or call['model']))}"
             document.agent(agent, {"prov:type": "prov:SoftwareAgent", "nl:name": call["model_served"] or call["model"]})

@@ -16,7 +16,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from assets import exemplars, explanations, judgements, scores, simulations
+from assets import ablations, exemplars, explanations, judgements, scores, simulations
 from assets.freshness import HOPS, WORTH_ASKING_AGAIN
 from assets.project import Choices, Project
 from pipeline import human
@@ -24,9 +24,10 @@ from pipeline.baselines import METHODS
 from pipeline.errors import NeuronLedgerError
 from pipeline.human import Statement
 from pipeline.languages import ENGLISH
-from pipeline.ports import Commit, Lake, Reply, Request, Usage
+from pipeline.ports import Commit, Lake, Reply, Request, SubjectModel, Usage
 from pipeline.provenance import content_hash, frame_hash
 from pipeline.revision import REVISION
+from pipeline.scorers import tables
 from pipeline.selection import Selection
 from pipeline.simulations import PROMPT_HASHES
 from pipeline.tables import TABLES
@@ -42,6 +43,9 @@ REPLAYED = {
     "scores": scores,
 }
 """The tables that can be made again from the lake alone, with the modules of their assets."""
+
+WITH_SUBJECT = {"ablations": ablations}
+"""Those for which the subject has to run again."""
 
 UNKEPT = "not_requested"
 """The reason of an answer that was not kept, and is not asked for here."""
@@ -199,10 +203,12 @@ def as_recorded(
         chosen["select"] = Selection(**made["select"]) if "select" in made else Selection()
     if "scorers" in made:
         chosen["scorers"] = tuple(made["scorers"])
-        # The record of scores does not say whom their scorers asked; that of the judgements does.
-        judged = records.last("judgements", record["layer"], record["neurons"][0] if record["neurons"] else None)
-        chosen["simulator"] = json.loads(judged["settings"]).get("simulator") if judged else None
-    played = made.get("prompt" if record["table"] == "simulations" else "prompt of simulator")
+        # The record of scores does not say whom their scorers asked; that of what they are made from does.
+        neuron = record["neurons"][0] if record["neurons"] else None
+        behind = [records.last(table, record["layer"], neuron) for table in tables(chosen["scorers"])]
+        named = [json.loads(one["settings"]).get("simulator") for one in behind if one is not None]
+        chosen["simulator"] = next((name for name in named if name), None)
+    played = made.get("prompt" if record["table"] in ("simulations", "ablations") else "prompt of simulator")
     if made.get("probabilities"):
         chosen["simulation"] = "json-logprobs"
     if played is not None:
@@ -212,8 +218,16 @@ def as_recorded(
     return replace(project, choices=replace(project.choices, **chosen))
 
 
-def replay(lake: Lake, records: Records, table: str, layer: int, neuron: int | None = None) -> Replayed:
-    """Make one slice of a table again, from the rows that the lake has now, and compare.
+def replay(
+    lake: Lake,
+    records: Records,
+    table: str,
+    layer: int,
+    neuron: int | None = None,
+    *,
+    subject: SubjectModel | None = None,
+) -> Replayed:
+    """Make one slice of a table again, from the rows that the lake has now, and compare. `WITH_SUBJECT` needs `subject`.
 
     If these give something else, but those that the slice was made from give the same, it is out of date and not broken.
     """
@@ -239,7 +253,7 @@ def replay(lake: Lake, records: Records, table: str, layer: int, neuron: int | N
     for versions in (before, before | read):
         try:
             language = Kept(lake)
-            made = _make(_ReadOnly(lake, versions), language, project, table, at)
+            made = _make(_ReadOnly(lake, versions), language, subject, project, table, at)
             made = made.filter(pl.col("neuron") == neuron) if drawn else made
         except (NeuronLedgerError, dg.Failure) as error:
             said = str(error.description if isinstance(error, dg.Failure) else error)
@@ -255,7 +269,7 @@ def replay(lake: Lake, records: Records, table: str, layer: int, neuron: int | N
             "what it was made from was made anew since, and now gives something else: " if len(differs) == 1 else ""
         )
         return Replayed(table, layer, neurons, len(stored), "differs", outdated + differs[0])
-    others = [replay(lake, records, table, layer, one) for one in alone]
+    others = [replay(lake, records, table, layer, one, subject=subject) for one in alone]
     if wrong := [one for one in others if one.outcome != "equal"]:
         return wrong[0]
     requests = frozenset(language.asked).union(*(one.requests for one in others))
@@ -286,12 +300,18 @@ def _other(table: str, project: Project, record: Mapping[str, Any]) -> str:
     return ""
 
 
-def _make(lake: "_ReadOnly", language: Kept, project: Project, table: str, at: Mapping[str, Any]) -> pl.DataFrame:
+def _make(  # noqa: PLR0917 (all that a step is given)
+    lake: "_ReadOnly",
+    language: Kept,
+    subject: SubjectModel | None,
+    project: Project,
+    table: str,
+    at: Mapping[str, Any],
+) -> pl.DataFrame:
     """What the step of a table writes."""
     context: Any = SimpleNamespace(run=SimpleNamespace(run_id="replay"))
-    # Nothing that is replayed needs the subject.
-    given = {"context": context, "lake": lake, "language": language, "subject": None, "project": project, **at}
-    make = REPLAYED[table].make
+    given = {"context": context, "lake": lake, "language": language, "subject": subject, "project": project, **at}
+    make = {**REPLAYED, **WITH_SUBJECT}[table].make
     make(**{name: given[name] for name in inspect.signature(make).parameters})
     if lake.written is None:
         raise NeuronLedgerError(f"the step `{table}` wrote nothing")

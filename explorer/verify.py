@@ -104,6 +104,9 @@ def verify(
             continue
         say(f"{at}: {table}")
         links.append(_replayed(replay(lake, records, table, layer, neuron), at))
+    if drawn and records.last("ablations", layer, neuron) is not None:
+        say(f"{at}: ablations")
+        links.append(ablations(lake, records, layer, drawn, outside))
     return links
 
 
@@ -235,6 +238,28 @@ def activations(lake: Lake, records: Records, layer: int, neurons: Sequence[int]
     how = f"within {TOLERANCE:g} of the strongest of the layer ({', '.join(other)} differ)" if other else "to the bit"
     said = f"{len(stored):,} records of {len(neurons):,} neurons come out again {how}; the largest difference of a peak is {worst:.3g}"
     return Link("activations", at, EQUAL, said)
+
+
+def ablations(lake: Lake, records: Records, layer: int, neurons: Sequence[int], outside: Outside) -> Link:
+    """Whether the model does the same again with simulations in the place of some neurons."""
+    at = ", ".join(f"{layer}:{neuron}" for neuron in neurons)
+    if outside.subject is None:
+        return Link("ablations", at, NOT_CHECKED, outside.why.get("subject", "the model is not at hand"))
+    now, rows = outside.subject.provenance(), 0
+    for neuron in neurons:
+        record = records.last("ablations", layer, neuron) or {"environment": "{}"}
+        made = json.loads(record["environment"]).get("subject")
+        other = [name for name in SAME if made is not None and made.get(name) != now.get(name)]
+        if other:
+            said = (
+                f"{', '.join(other)} differ from when they were made, and divergences only come out to the bit without"
+            )
+            return Link("ablations", at, NOT_CHECKED, said)
+        found = replay(lake, records, "ablations", layer, neuron, subject=outside.subject)
+        if found.outcome != "equal":
+            return _replayed(found, at)
+        rows += found.rows
+    return Link("ablations", at, EQUAL, f"{rows:,} divergences of next-token probabilities come out again to the bit")
 
 
 def _run_again(

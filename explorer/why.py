@@ -3,7 +3,8 @@
 score <- simulations <- explanation <- request and reply <- exemplars <- activations <- model and text
                                                                             each write <- its file, in the ledger
 
-A score by judges (`detection`, `fuzzing`) is made from judgements in place of simulations.
+A score by judges (`detection`, `fuzzing`) is made from judgements in place of simulations, and one by `ablation` from
+ablations, which are made from simulations.
 """
 
 import json
@@ -19,6 +20,7 @@ from explorer.replay import Records
 from pipeline.errors import NeuronLedgerError
 from pipeline.judged_scores import JUDGED
 from pipeline.provenance import TAG
+from pipeline.scorers import ABLATION
 from pipeline.summary import MAIN
 from pipeline.tables import MISSING
 from resources.delta import DeltaLake, collect
@@ -69,23 +71,26 @@ def why(lake: DeltaLake, score: Mapping[str, Any]) -> list[Hop]:
     explanation = _one(lake.read("explanations", **at), pl.col("explanation_id") == score["explanation_id"])
     judged = JUDGED.get(score["scorer"])
     answers = _simulations(lake, score) if judged is None else _judgements(lake, score, judged)
+    replaced = _ablations(lake, score) if score["scorer"] == ABLATION else None
+    fitted = [] if replaced is None else _asked_for(replaced)
     asked = _asked_for(answers)
     exemplars = lake.read("exemplars", **at).filter(pl.col("polarity") == score["polarity"])
     shown_ids = list(explanation["exemplar_ids"]) if explanation else []
     shown = exemplars.filter(pl.col("exemplar_id").is_in(shown_ids))
     scored = _scored_texts(answers, exemplars)
     sequences = _sequences(lake, [*shown.get_column("sequence_id"), *scored.get_column("sequence_id")])
-    calls = _calls(lake, [*asked, *_request(explanation)])
+    calls = _calls(lake, [*asked, *fitted, *_request(explanation)])
     hops = [
         _score(score, explanation),
+        *([] if replaced is None else [_replaced(replaced, calls.filter(pl.col("request_id").is_in(fitted)))]),
         _answers(score, answers, calls.filter(pl.col("request_id").is_in(asked))),
         _said(explanation, calls),
         _texts(shown, scored, sequences),
         _corpus(records, sequences),
         _model(lake, records, layer),
     ]
-    table = "simulations" if judged is None else "judgements"
-    return [*hops, *_writes(lake, records, layer, neuron, answers=table), _bytes(lake, score)]
+    tables = ["simulations" if judged is None else "judgements", *(["ablations"] if replaced is not None else [])]
+    return [*hops, *_writes(lake, records, layer, neuron, answers=tables), _bytes(lake, score)]
 
 
 def as_text(hops: Sequence[Hop]) -> str:
@@ -132,6 +137,19 @@ def _answers(score: Mapping[str, Any], answers: pl.DataFrame, asked: pl.DataFram
     name = "judgements" if is_judged else "simulations"
     rows = answers.select("sequence_id" if is_judged else "exemplar_id", "identity").to_dicts()
     return Hop(name, says, {name: rows, "requests": _told(asked)})
+
+
+def _replaced(rows: pl.DataFrame, asked: pl.DataFrame) -> Hop:
+    known = rows.drop_nulls("divergence")
+    says = f"For it the subject read {len(known):,} texts with the simulation in the neuron's place, and with its mean."
+    if len(known):
+        slope, intercept = known.row(0, named=True)["slope"], known.row(0, named=True)["intercept"]
+        says += (
+            f" The line from simulation to neuron ({intercept:.4g} + {slope:.4g} times it) was fitted on texts of split"
+        )
+        says += " `calibrate`." + (_asked(asked) if len(asked) else "")
+    names = ("exemplar_id", "divergence", "mean_divergence", "missing_because", "slope", "intercept", "identity")
+    return Hop("ablations", says, {"ablations": rows.select(names).to_dicts(), "requests": _told(asked)})
 
 
 def _said(explanation: Mapping[str, Any] | None, calls: pl.DataFrame) -> Hop:
@@ -194,11 +212,11 @@ def _model(lake: DeltaLake, records: Records, layer: int) -> Hop:
     return Hop("model", says, {"fingerprint": fingerprint, "subject": made})
 
 
-def _writes(lake: DeltaLake, records: Records, layer: int, neuron: int, *, answers: str) -> list[Hop]:
+def _writes(lake: DeltaLake, records: Records, layer: int, neuron: int, *, answers: Sequence[str]) -> list[Hop]:
     """For each table of the chain the write that this neuron's rows are from."""
     sealed = _sealed(lake)
     hops = []
-    for table in ("sequences", "activations", "exemplars", "explanations", answers, "scores"):
+    for table in ("sequences", "activations", "exemplars", "explanations", *answers, "scores"):
         record = records.last(table, None if table == "sequences" else layer, neuron)
         if record is None:
             hops.append(Hop(f"write of {table}", f"There is no record of a write of {table}."))
@@ -246,6 +264,13 @@ def _sealed(lake: DeltaLake) -> dict[tuple[str, int], dict[str, Any]]:
 
 def _simulations(lake: DeltaLake, score: Mapping[str, Any]) -> pl.DataFrame:
     rows = lake.read("simulations", layer=score["layer"], neurons=[score["neuron"]]).filter(
+        (pl.col("explanation_id") == score["explanation_id"]) & (pl.col("simulator") == score["simulator"])
+    )
+    return rows.filter(pl.col("stratum") == "random") if score["split"] == "random_only" else rows
+
+
+def _ablations(lake: DeltaLake, score: Mapping[str, Any]) -> pl.DataFrame:
+    rows = lake.read("ablations", layer=score["layer"], neurons=[score["neuron"]]).filter(
         (pl.col("explanation_id") == score["explanation_id"]) & (pl.col("simulator") == score["simulator"])
     )
     return rows.filter(pl.col("stratum") == "random") if score["split"] == "random_only" else rows

@@ -10,7 +10,9 @@ The hops, in order:
     exemplars      records        -> those to show, and those to score on
     explanations   shown records  -> words
     simulations    words          -> what the neuron should do
-    scores         both           -> how well the words predict the neuron
+    judgements     words, texts   -> which texts a language model says fit                     (if chosen, see `scorers`)
+    ablations      simulations, model -> what the subject foretells with one in the neuron's place  (the same)
+    scores         all of these   -> how well the words predict the neuron
 
 `tables` declares every table, `ports` says what must be supplied from outside, `provenance` gives each row an
 identity, and `testing` has stand-ins with known answers.

@@ -26,6 +26,10 @@ RECOMPUTED = 100
 """Neurons of a layer whose scores are computed again, drawn by the seed. `verify` and `audit` do so for all."""
 
 
+LARGEST = float(np.log(2)) + 1e-9
+"""Jensen-Shannon divergence of two distributions that have nothing in common, nats."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """The outcome of one check, with the numbers behind it."""
@@ -219,6 +223,23 @@ def _judgements(rows: pl.DataFrame, *, sequences: pl.DataFrame, exemplars: pl.Da
     ]
 
 
+def _ablations(rows: pl.DataFrame, *, simulations: pl.DataFrame) -> list[Finding]:
+    key = ["explanation_id", "simulator", "exemplar_id"]
+    missing = simulations.join(rows, on=key, how="anti").height
+    stray = rows.join(simulations, on=key, how="anti").height
+    bounds = pl.any_horizontal(~pl.col(name).is_between(0, LARGEST) for name in ("divergence", "mean_divergence"))
+    wrong = rows.filter(bounds).height
+    return [
+        Finding(
+            "every_simulation_is_put_in_place",
+            missing + stray == 0,
+            f"{missing:,} ablations missing, {stray:,} of no simulation",
+            {"missing": missing, "stray": stray},
+        ),
+        Finding("divergences_are_possible", wrong == 0, f"{wrong:,} rows outside of 0 to log 2", {"wrong": wrong}),
+    ]
+
+
 def _scores(
     rows: pl.DataFrame, *, simulations: pl.DataFrame, explanations: pl.DataFrame, seed: int, **more: Any
 ) -> list[Finding]:
@@ -272,6 +293,7 @@ _CHECKS: dict[str, Any] = {
     "explanations": _explanations,
     "simulations": _simulations,
     "judgements": _judgements,
+    "ablations": _ablations,
     "scores": _scores,
 }
 _NAMES: dict[str, tuple[str, ...]] = {
@@ -285,6 +307,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "exemplars": ("scored_documents_were_not_shown", "scale_is_reproduced"),
     "explanations": ("every_neuron_is_there", "no_scored_exemplar_was_shown", "few_answers_are_missing"),
     "simulations": ("every_scored_exemplar_is_simulated", "few_answers_are_missing"),
+    "ablations": ("every_simulation_is_put_in_place", "divergences_are_possible"),
     "judgements": ("judged_documents_were_not_shown", "few_answers_are_missing"),
     "scores": ("score_is_reproduced",),
 }

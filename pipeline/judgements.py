@@ -28,7 +28,6 @@ import numpy as np
 import polars as pl
 
 from pipeline import prompts
-from pipeline.errors import SettingsError
 from pipeline.ports import Reply, Request
 from pipeline.provenance import identity
 from pipeline.scale import scale
@@ -81,21 +80,6 @@ class Question:
 
 
 Asked = list[tuple[Question, Request]]
-
-
-def parse_scorers(text: str) -> tuple[str, ...]:
-    """The scorers that a user names, separated by commas; none for an empty text.
-
-    Raises:
-        SettingsError: a name is unknown, or there twice.
-    """
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    for name in names:
-        if name not in SCORERS:
-            raise SettingsError(f"--scorers (={text!r}): there is no scorer {name!r}; those are {', '.join(SCORERS)}")
-    if len(set(names)) < len(names):
-        raise SettingsError(f"--scorers (={text!r}) names one of them twice")
-    return names
 
 
 def texts_to_judge(records: pl.DataFrame, exemplars: pl.DataFrame, sequences: pl.DataFrame) -> pl.DataFrame:

@@ -153,6 +153,21 @@ class SubjectModel(Protocol):
         """
         ...
 
+    def irreplaceable(self) -> str | None:
+        """Why `replaced` cannot be asked, one word of `pipeline.tables.MISSING`; None if it can. Needs no weights."""
+        ...
+
+    def replaced(
+        self, layer: int, window: Sequence[int], neurons: Sequence[int], values: "np.ndarray"
+    ) -> "Iterator[torch.Tensor]":
+        """What comes next on a window of token ids if a neuron of a layer does something else: logits (token, vocabulary).
+
+        First as the model is, then once for each of `neurons`, with `values[i, t]` (float32, units of the neuron) in the
+        place of neuron `neurons[i]` at token t. Special tokens stand around the window as in `capture`; at them
+        nothing is replaced, and nothing is given. Each tensor is only valid until the next one is asked for.
+        """
+        ...
+
     def embeddings(self) -> "np.ndarray":
         """The token embeddings, float32 (vocabulary, width)."""
         ...

@@ -34,6 +34,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pipeline.ablation_scores import ablation_scores
 from pipeline.judged_scores import judged_scores
 from pipeline.percentiles import on_percentiles
 from pipeline.permutation import p_values
@@ -58,12 +59,15 @@ def scores(
     seed: int,
     judgements: pl.DataFrame | None = None,
     judged_by: Mapping[str, str] | None = None,
+    ablations: pl.DataFrame | None = None,
+    ablated: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
     """The `scores` rows for all explanations given, without `run_id`.
 
     An explanation that is missing has missing scores, for the same reason. `seed` draws the resamples, the same ones
     for every neuron, so that one neuron alone scores as it does among others. `judged_by` names the judge of each
-    scorer that has `judgements` (`pipeline.judged_scores`).
+    scorer that has `judgements` (`pipeline.judged_scores`), and `ablated` are the explanations that should have
+    `ablations` (`pipeline.ablation_scores`).
     """
     grid = explanations.join(pl.DataFrame({"split": list(SETS)}), how="cross", maintain_order="left_right")
     frames = [_missing(grid.filter(pl.col("text").is_null()))]
@@ -79,11 +83,14 @@ def scores(
         answered, on=["layer", "explanation_id", "split"], how="anti", maintain_order="left"
     )
     frame = pl.concat([frame, _missing(unsimulated.with_columns(pl.lit("no_simulation").alias("missing_because")))])
-    found = _with_baselines(frame)
-    if judgements is None or not judged_by:
-        return found
-    judged = judged_scores(judgements, explanations, judged_by=judged_by, seed=seed)
-    return pl.concat([found, judged.select(found.columns)])
+    found = _with_baselines(frame.with_columns(pl.lit(FORMULA_VERSION, pl.Int32).alias("formula_version")))
+    if judgements is not None and judged_by:
+        judged = judged_scores(judgements, explanations, judged_by=judged_by, seed=seed)
+        found = pl.concat([found, judged.select(found.columns)])
+    if ablations is not None and ablated is not None:
+        without = ablation_scores(ablations, ablated, seed=seed).drop("token_lookup", "token_linear")
+        found = pl.concat([found, _with_baselines(without).select(found.columns)])
+    return found
 
 
 def _missing(explanations: pl.DataFrame) -> pl.DataFrame:
@@ -367,4 +374,4 @@ def _with_baselines(frame: pl.DataFrame) -> pl.DataFrame:
     for method in ("token-lookup", "token-linear"):
         baseline = frame.filter(pl.col("method") == method).select(*at, pl.col("value").alias(method.replace("-", "_")))
         frame = frame.join(baseline.unique(at), on=at, how="left", maintain_order="left")
-    return frame.with_columns(pl.lit(FORMULA_VERSION, pl.Int32).alias("formula_version"))
+    return frame

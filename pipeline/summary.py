@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-REASONED = ("explanations", "simulations", "judgements", "scores")
+REASONED = ("explanations", "simulations", "judgements", "ablations", "scores")
 """Tables of whose rows some have no value, and say why."""
 
 MAIN = (pl.col("scorer") == "ev_correlation") & (pl.col("split") == "top_and_random")

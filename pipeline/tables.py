@@ -21,7 +21,7 @@ STRATA = ("top", "random", "q0", "q1", "q2", "q3", "q4")
 
 CHAIN = (
     "sequences", "subject_layers", "activations", "neuron_statistics", "token_associations", "vocabulary", "connections",
-    "exemplars", "explanations", "simulations", "judgements", "scores",
+    "exemplars", "explanations", "simulations", "judgements", "ablations", "scores",
 )  # fmt: skip
 """The tables that a neuron's rows are from, parents first."""
 
@@ -37,6 +37,9 @@ MISSING = {
     "low_coverage": "too few tokens of the set have a usable prediction",
     "one_kind": "there are not both texts on which the neuron is active and others, so no judge can be right or wrong",
     "too_few_sequences": "there is no other sequence to find the neuron's units by",
+    "not_causal": "the subject gives no next-token probabilities, as an encoder, so nothing can be ablated in it",
+    "not_replaceable": "only neurons of MLPs can be replaced in the subject, not what other sites read",
+    "no_effect": "the next-token probabilities are the same with the neuron's mean in its place",
     "refused": "the language model declined to answer",
     "filtered": "the provider's content filter withheld the answer",
     "truncated": "the answer reached the token limit before it ended",
@@ -498,6 +501,44 @@ judgements = Table(
     },
 )
 
+ablations = Table(
+    name="ablations",
+    doc="One simulation put in the place of its neuron in the subject: how far next-token probabilities move.",
+    key=("layer", "explanation_id", "simulator", "exemplar_id"),
+    sort=("layer", "neuron", "polarity", "explanation_id", "simulator", "stratum", "rank", "exemplar_id"),
+    reasons={"divergence": "missing_because", "mean_divergence": "missing_because"},
+    columns={
+        "layer": LAYER,
+        "neuron": NEURON,
+        "polarity": POLARITY,
+        "explanation_id": EXPLANATION_ID,
+        "simulator": Column(pl.String, "what predicted, as in `simulations`"),
+        "exemplar_id": EXEMPLAR_ID,
+        "stratum": STRATUM,
+        "rank": Column(pl.Int32, "of the exemplar"),
+        "slope": Column(
+            pl.Float64,
+            "of the line from simulation to neuron, fitted on split `calibrate`: units of the neuron for one of the simulation",
+            nullable=True,
+        ),
+        "intercept": Column(pl.Float64, "of the same line, units of the neuron", nullable=True),
+        "n_tokens": Column(pl.Int64, "tokens of the sequence"),
+        "coverage": Column(pl.Float32, "share of them with a prediction; the others get the neuron's mean"),
+        "divergence": Column(
+            pl.Float64,
+            "Jensen-Shannon divergence of next-token probabilities, with the simulation in the neuron's place from "
+            "those of the subject as it is; mean over tokens, nats",
+            nullable=True,
+        ),
+        "mean_divergence": Column(
+            pl.Float64, "the same with the neuron's mean over all tokens in its place", nullable=True
+        ),
+        "missing_because": MISSING_BECAUSE,
+        "request_ids": Column(pl.List(pl.String), "the requests of the line's simulations in `language_calls`"),
+        **MADE,
+    },
+)
+
 scores = Table(
     name="scores",
     doc="How well one explanation predicts one neuron, by one scorer on one set of sequences.",
@@ -512,7 +553,8 @@ scores = Table(
         "method": Column(pl.String, "method of the explanation"),
         "simulator": Column(pl.String, "what predicted"),
         "scorer": Column(
-            pl.String, "a formula of `pipeline.scores` or `pipeline.judged_scores`, such as `ev_correlation`"
+            pl.String,
+            "a formula of `pipeline.scores`, `pipeline.judged_scores` or `pipeline.ablation_scores`, such as `ev_correlation`",
         ),
         "formula_version": Column(pl.Int32, "version of the scorer's formula"),
         "split": Column(
@@ -524,7 +566,8 @@ scores = Table(
         "ci_high": Column(pl.Float64, "97.5th percentile of the same", nullable=True),
         "p_value": Column(
             pl.Float64,
-            "share of permutations of whole sequences that score as much, one-sided; null for scorers without one",
+            "share of permutations of whole sequences (`ablation`: of changes of sign) that score as much, one-sided; null "
+            "for scorers without one",
             nullable=True,
             added=True,
         ),
@@ -834,6 +877,7 @@ TABLES: dict[str, Table] = {
         explanations,
         simulations,
         judgements,
+        ablations,
         scores,
         language_calls,
         reviews,

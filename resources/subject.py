@@ -20,7 +20,8 @@ import numpy as np
 from pipeline.errors import SubjectError
 from pipeline.ports import LayerSite, Tokens
 from pipeline.provenance import content_hash, short
-from resources import checkpoint
+from pipeline.tables import MISSING
+from resources import causal, checkpoint
 from resources.anatomy import Anatomy, find_neurons, float32, gain, matrix
 from resources.model_folder import ModelFolder, first_line, quiet, require_libraries
 from resources.sites import find_site
@@ -40,6 +41,9 @@ TOKENS_OF_A_PIECE = 2048
 
 MOST_TOKENS_OF_A_PIECE = 65_536
 """The same on a GPU, which by then has enough to do."""
+
+LOGITS_AT_ONCE = 2**25
+"""Numbers of next-token logits that are held at a time where neurons are replaced: 128 MiB in float32."""
 
 PROBE_WINDOWS, PROBE_LENGTH = 4, 64
 
@@ -315,6 +319,61 @@ class HuggingFaceSubject:
             for handle in handles:
                 handle.remove()
 
+    def irreplaceable(self) -> str | None:
+        """Why no neuron can be replaced: `not_causal` or `not_replaceable`; None if one can."""
+        if self._site.name != "mlp":
+            return "not_replaceable"
+        return None if causal.has_head(self._config, self._folder.whole) else "not_causal"
+
+    def replaced(
+        self, layer: int, window: Sequence[int], neurons: Sequence[int], values: np.ndarray
+    ) -> "Iterator[torch.Tensor]":
+        """Logits (token, vocabulary) on a window as it is, and then with each neuron replaced.
+
+        Raises:
+            SubjectError: no neuron can be replaced, or layer, neuron, window or values do not fit the model.
+        """
+        import torch
+
+        if reason := self.irreplaceable():
+            raise SubjectError(f"no neuron of {self.name!r} can be replaced: {MISSING[reason]}.")
+        (layer,) = self._asked([layer])
+        n_neurons = self._anatomy.widths[layer]
+        if values.shape != (len(neurons), len(window)) or not all(0 <= neuron < n_neurons for neuron in neurons):
+            raise SubjectError(
+                f"values of shape {values.shape} for {len(neurons)} neurons and a window of {len(window)} tokens: expected "
+                f"one for each, and neurons 0 to {n_neurons - 1}."
+            )
+        ids, mask = self._padded([window])
+        model, device, start = self._whole, self._model.device, len(self._tokenizer.prefix)
+        at = slice(start, start + len(window))
+        # The first row is the window as it is.
+        chosen, into = [None, *neurons], [np.empty(0, np.float32), *values]
+        at_once = max(1, LOGITS_AT_ONCE // (ids.shape[1] * self._anatomy.vocabulary))
+        module = model.base_model.get_submodule(f"{self._anatomy.path}.{layer}.{self._anatomy.output}")
+        for first in range(0, len(chosen), at_once):
+            rows = list(zip(chosen, into, strict=True))[first : first + at_once]
+
+            def replace(_module: Any, given: tuple[Any, ...], rows: Sequence[Any] = rows) -> tuple[Any, ...]:
+                # OPT hands its MLP all rows as one long list of tokens.
+                changed = given[0].clone().view(len(rows), ids.shape[1], -1)
+                for row, (neuron, what) in enumerate(rows):
+                    if neuron is not None:
+                        changed[row, at, neuron] = torch.from_numpy(what).to(changed)
+                return changed.view(given[0].shape), *given[1:]
+
+            handle = module.register_forward_pre_hook(replace)
+            try:
+                with torch.inference_mode():
+                    found = model(
+                        input_ids=torch.from_numpy(ids).expand(len(rows), -1).to(device),
+                        attention_mask=torch.from_numpy(mask).expand(len(rows), -1).to(device),
+                        use_cache=False,
+                    ).logits[:, at]
+            finally:
+                handle.remove()
+            yield from found
+
     def embeddings(self) -> np.ndarray:
         """The token embeddings, float32 (vocabulary, width)."""
         return float32(self._model.get_input_embeddings().weight)
@@ -510,6 +569,11 @@ class HuggingFaceSubject:
         if tensor is not None:
             return float32(torch.from_numpy(checkpoint.read_float32(tensor)).to(self._torch_dtype))
         return self.embeddings() if config.tie_word_embeddings else None
+
+    @cached_property
+    def _whole(self) -> Any:
+        """The model with its head, around the one that is read."""
+        return causal.with_head(self._config, self._model, self._folder.whole)
 
     @cached_property
     def _model(self) -> Any:

@@ -40,10 +40,12 @@ PATHS_ALLOWED = {
 MODELS = {"torch", "transformers", "safetensors"}
 MODELS_SEEN_IN = {
     "pipeline/device_reduction.py",
+    "pipeline/divergence.py",
     "pipeline/reduction.py",
     "pipeline/ports.py",
     "pipeline/testing.py",
     "resources/anatomy.py",
+    "resources/causal.py",
     "resources/local_language.py",
     "resources/model_folder.py",
     "resources/partials.py",

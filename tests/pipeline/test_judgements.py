@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import SettingsError
-from pipeline.judgements import SCORERS, parse, parse_scorers, probabilities, requests, rows, texts_to_judge
+from pipeline.judgements import SCORERS, parse, probabilities, requests, rows, texts_to_judge
 from pipeline.ports import Likely, Reply
 from pipeline.tables import TABLES
 from pipeline.testing import Planted, PlantedNeuron, ScriptedLanguageModel
@@ -247,16 +246,3 @@ def test_probabilities_are_asked_for_and_kept_where_they_are_wanted():
     replies, _ = language.answer([request for _, request in questions], run_id="r")
     found = rows(questions, replies, SAID, model="m")
     assert (found["probability"] > 0.5).to_list() == found["fits"].to_list()
-
-
-@pytest.mark.parametrize(
-    ("text", "said"), [("detection,dowsing", "no scorer 'dowsing'"), ("fuzzing,fuzzing", "names one of them twice")]
-)
-def test_scorers_that_are_unknown_or_named_twice_are_refused(text, said):
-    with pytest.raises(SettingsError, match=said):
-        parse_scorers(text)
-
-
-def test_no_scorer_is_a_choice():
-    assert parse_scorers("") == ()
-    assert parse_scorers(" fuzzing , detection") == ("fuzzing", "detection")
