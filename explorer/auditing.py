@@ -75,7 +75,7 @@ def audit(  # noqa: PLR0917 (click passes all by name)
         lake = _lake(settings)
         _is_known(lake, layer, index)
         with _said("reading the ledger") as status, _instance(settings) as instance:
-            outside, states = (_nothing() if quick else _outside(settings, lake)), None
+            outside, states = (_nothing() if quick else at_hand(settings, lake)), None
             if outside.subject is not None and outside.corpus is not None:
                 states = _states(settings, lake)
             scope = Scope(
@@ -124,7 +124,7 @@ def verify(  # noqa: PLR0917
         known = captured_layers(lake)
         layers = [layer] if layer is not None else known if every else layer_range(wanted, max(known, default=-1) + 1)
         with _said("opening the model") as status:
-            outside = _outside(settings, lake)
+            outside = at_hand(settings, lake)
             links: list[Link] = []
             for place, each in enumerate(layers):
                 links += verified(
@@ -286,7 +286,7 @@ def _nothing() -> "Outside":
     return Outside(why=dict.fromkeys(("subject", "corpus"), "it was left out (--quick)"))
 
 
-def _outside(settings: Settings, lake: "DeltaLake") -> "Outside":
+def at_hand(settings: Settings, lake: "DeltaLake") -> "Outside":
     """Model and corpus of these settings, if they are at hand and the model is that of the lake."""
     from assets.definitions import open_subject
     from explorer.verify import Outside

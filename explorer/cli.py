@@ -16,7 +16,8 @@ from rich.text import Text
 
 import explorer.auditing
 import explorer.comparing
-import explorer.exchange  # noqa: F401 (these three hold the other commands)
+import explorer.exchange
+import explorer.looking  # noqa: F401 (these hold the other commands)
 from explorer.command import (
     FAILED,
     IN_PART,
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
     from assets.freshness import Outside, State
     from assets.project import Project
     from assets.run import Outcome
+    from explorer.verify import Link
     from pipeline.ports import Lake
+    from resources.delta import DeltaLake
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -319,13 +322,14 @@ def explore(  # noqa: PLR0917 (click passes all by name)
     from explorer.server import Explorer, serve
     from explorer.staleness import Staleness
     from explorer.terminal import TerminalProgress
+    from explorer.verifying import Verifying
 
     settings = load(**flags)
     lake = open_lake(settings)
     given = {name.replace("_", "-"): str(value) for name, value in flags.items() if value is not None}
     explorer = Explorer(
         Kept(lake), Staleness(lake, _looking(settings, lake)), home(), settings.instance / "explorer", given,
-        settings.human_file, Live(lambda: open_subject(settings)),
+        settings.human_file, live=Live(lambda: open_subject(settings)), verifying=Verifying(_verifies(settings, lake)),
     )  # fmt: skip
     if folder is None:
         if neurons is not None or wanted is not None:
@@ -469,6 +473,18 @@ def _looking(settings: Settings, lake: "Lake") -> "Callable[[Sequence[int]], lis
         return states(lake, project, outside, layers=layers)
 
     return look
+
+
+def _verifies(settings: Settings, lake: "DeltaLake") -> "Callable[[int, int, Callable[[str], None]], list[Link]]":
+    """What makes a neuron again and compares it, with model and corpus as they are then."""
+
+    def verified(layer: int, neuron: int, say: Callable[[str], None]) -> "list[Link]":
+        from explorer.auditing import at_hand
+        from explorer.verify import verify
+
+        return verify(lake, layer, neuron, outside=at_hand(settings, lake), say=say)
+
+    return verified
 
 
 def _finished(settings: Settings, flags: Mapping[str, Any]) -> None:

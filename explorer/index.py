@@ -129,9 +129,9 @@ class Index:
         places: NDArray[np.int64] = layers << 32 | neurons
         return places
 
-    def find(self, words: str) -> pl.DataFrame:
-        """The explanations that hold all these words, with `match` from 0 for the best."""
-        wanted = query(words)
+    def find(self, words: str, *, every: bool = True) -> pl.DataFrame:
+        """The explanations that hold all these words, or any unless `every`, with `match` from 0 for the best."""
+        wanted = query(words) if every else any_of(words)
         if not wanted:
             return self.explanations.clear().with_columns(pl.lit(0, pl.Int64).alias("match"))
         with closing(sqlite3.connect(f"file:{self.words}?mode=ro", uri=True)) as opened:
@@ -170,6 +170,11 @@ def query(words: str) -> str:
     """A full-text query for all these words, the last one as the beginning of a word. Nothing in them is syntax."""
     found = re.findall(r"[^\W_]+", words)
     return " ".join(f'"{word}"' for word in found[:-1]) + (f' "{found[-1]}"*' if found else "")
+
+
+def any_of(words: str) -> str:
+    """A full-text query for any of these words, up to 64."""
+    return " OR ".join(f'"{word}"' for word in re.findall(r"[^\W_]+", words)[:64])
 
 
 def index(kept: Kept, folder: Path) -> Index:

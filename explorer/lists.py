@@ -171,7 +171,7 @@ def layer(kept: Kept, index: Index, number: int, filters: Filters, *, size: int 
     }
 
 
-def search(kept: Kept, index: Index, filters: Filters) -> dict[str, Any]:
+def search(kept: Kept, index: Index, filters: Filters, *, size: int = PAGE) -> dict[str, Any]:
     """Explanations that hold the words, or all neurons if there are none.
 
     Raises:
@@ -183,7 +183,7 @@ def search(kept: Kept, index: Index, filters: Filters) -> dict[str, Any]:
         "q": filters.q,
         "semantic": "There is no semantic search here: no table of embeddings is made yet. Words are matched by their stems.",
         "uri": kept.lake.uri,
-        **_listed(rows, filters, usual=usual, facets=("layer", "state", "method")),
+        **_listed(rows, filters, usual=usual, facets=("layer", "state", "method"), size=size),
     }
 
 

@@ -5,9 +5,11 @@
     /search             explanations by words       /random             a neuron by chance
     /reviews            verdicts beside scores      /help               keys and words
     /text               a text of one's own, read by the subject
+    /5/131/similar      neurons that are like it
     /static/NAME        style, script
 
     POST /5/131/review          a verdict on an explanation becomes a row of `reviews`
+    POST /5/131/verify          its numbers are computed again, in the background
     POST /5/131/explanation     an explanation of one's own becomes a line of a file, which a run reads
 
 With `.json` behind its path a page is what it shows, as JSON. A GET changes nothing.
@@ -30,7 +32,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from explorer import lists, neuron_page, own_text
+from explorer import lists, neuron_page, own_text, similar
 from explorer.answers import LEVEL, Answer, Answers
 from explorer.guard import EMBEDDED, MOST_BYTES, Guard, check_address
 from explorer.index import FilterError, Filters, Index, best_words, index
@@ -41,6 +43,7 @@ from explorer.neuron_page import NotThereError
 from explorer.pages import Here, dressed, page
 from explorer.people import People, Verdicts
 from explorer.staleness import PATIENCE, Staleness
+from explorer.verifying import Verifying
 from explorer.words import LANGUAGES, preferred, speaker
 from pipeline.errors import NeuronLedgerError, SettingsError
 from pipeline.reviews import ReviewError
@@ -71,6 +74,8 @@ class Explorer:
     live: Live = field(default_factory=Live)
     """The subject, to read texts with."""
     answers: Answers = field(default_factory=Answers)
+    verifying: Verifying = field(default_factory=Verifying)
+    """Verifications that were asked for on pages."""
 
     @property
     def people(self) -> People:
@@ -89,6 +94,8 @@ class Explorer:
             *self._both("/help", "help", lambda _: {}),
             Route("/{layer}/{neuron}/review", self._review, methods=["POST"]),
             Route("/{layer}/{neuron}/explanation", self._explained, methods=["POST"]),
+            Route("/{layer}/{neuron}/verify", self._verify, methods=["POST"]),
+            *self._both("/{layer}/{neuron}/similar", "similar", self.similar),
             *self._both("/{layer}/{neuron}/{sequence}", "text", self.text, state=self._state),
             *self._both("/{layer}/{neuron}", "neuron", self.neuron, state=self._state),
             *self._both("/{layer}", "layer", self.layer),
@@ -160,6 +167,7 @@ class Explorer:
         return (
             found
             | {"people": people, "fresh": asdict(self.staleness.of(layer, patience=patience))}
+            | {"verified": self.verifying.of(layer, neuron)}
             | self._around(found)
         )
 
@@ -187,6 +195,15 @@ class Explorer:
         await run_in_threadpool(self.people.add, layer, neuron, given)
         place = self._here(request).url(f"/{layer}/{neuron}", lang=given.get("lang"))
         return RedirectResponse(f"{place}#yours", status_code=303)
+
+    async def _verify(self, request: Request) -> Response:
+        """Begin to verify, and go back to the page, which says how far it is."""
+        given = await _form(request)
+        layer, neuron = (_index(request.path_params[name]) for name in ("layer", "neuron"))
+        await run_in_threadpool(neuron_page.gather, self.kept, layer, neuron)  # the lake must have it
+        self.verifying.begin(layer, neuron)
+        place = self._here(request).url(f"/{layer}/{neuron}", lang=given.get("lang"))
+        return RedirectResponse(f"{place}#verified", status_code=303)
 
     def _around(self, found: Mapping[str, Any]) -> dict[str, Any]:
         layer, neuron = found["layer"], found["neuron"]
@@ -216,6 +233,11 @@ class Explorer:
         asked = own_text.Asked.of(request.query_params)
         found = own_text.gather(self.kept, self.live, asked, patience=PATIENCE_WITH_MODEL)
         return own_text.explained(found, self.index)
+
+    def similar(self, request: Request) -> dict[str, Any]:
+        """The neurons that are like one."""
+        layer, neuron = (_index(request.path_params[name]) for name in ("layer", "neuron"))
+        return similar.gather(self.kept, self.index(), layer, neuron)
 
     # ---- answers
 
@@ -257,8 +279,9 @@ class Explorer:
 
     def _state(self, request: Request) -> Hashable:
         """What the pages of a neuron depend on besides their address."""
-        fresh = self.staleness.of(_index(request.path_params["layer"]))
-        return self.kept.state(), repr(fresh), self.kept.ready("index") is None, self.people.state()
+        layer, neuron = (_index(request.path_params[name]) for name in ("layer", "neuron"))
+        fresh, verified = self.staleness.of(layer), self.verifying.of(layer, neuron)
+        return self.kept.state(), repr(fresh), self.kept.ready("index") is None, self.people.state(), repr(verified)
 
     def _here(self, request: Request) -> Here:
         asked = request.query_params.get("lang", "")

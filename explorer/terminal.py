@@ -108,7 +108,16 @@ def excerpt(shown: Excerpt, *, around: int | None = None, colour: bool = True) -
     if around is not None:
         first, last = max(0, peak - around), min(len(shown.tokens), peak + around + 1)
     text = Text("… " if first else "", overflow="fold")
-    for token, scaled in zip(shown.tokens[first:last], shown.scaled_activations[first:last], strict=True):
+    text.append(marked(shown.tokens[first:last], shown.scaled_activations[first:last], colour=colour))
+    if last < len(shown.tokens):
+        text.append(" …")
+    return text
+
+
+def marked(tokens: Sequence[str], steps: Sequence[int], *, colour: bool) -> Text:
+    """Tokens with their step of 0 to 10, as `excerpt` shows them."""
+    text = Text(overflow="fold")
+    for token, scaled in zip(tokens, steps, strict=True):
         words = harmless(token)
         if not scaled:
             text.append(words)
@@ -120,8 +129,6 @@ def excerpt(shown: Excerpt, *, around: int | None = None, colour: bool = True) -
         else:
             bare = words.lstrip() or words
             text.append(f"{words.removesuffix(bare)}«{bare}»")
-    if last < len(shown.tokens):
-        text.append(" …")
     return text
 
 

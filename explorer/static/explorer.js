@@ -105,6 +105,17 @@
     if (next) { tell(next); next.scrollIntoView({ block: "nearest" }); }
   };
 
+  // What takes longer than a page may is asked for when it is unfolded; its own page has the same.
+  for (const fold of document.querySelectorAll("details[data-fetch]")) {
+    fold.addEventListener("toggle", async () => {
+      if (!fold.open || fold.dataset.whole) return;
+      fold.dataset.whole = "1";
+      const reply = await fetch(fold.dataset.fetch).catch(() => null);
+      const found = reply?.ok && new DOMParser().parseFromString(await reply.text(), "text/html").getElementById("found");
+      if (found) fold.lastElementChild.replaceWith(document.adoptNode(found));
+    });
+  }
+
   // Who signed once need not write the name again.
   for (const field of document.querySelectorAll("input[name=author]")) {
     field.value = kept.getItem("author") ?? "";

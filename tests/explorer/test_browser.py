@@ -12,6 +12,8 @@ from explorer.kept import Kept
 from explorer.live import Live
 from explorer.server import Explorer
 from explorer.staleness import Staleness
+from explorer.verify import Link
+from explorer.verifying import Verifying
 from resources.subject import HuggingFaceSubject
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no browser: `pip install playwright`")
@@ -86,8 +88,9 @@ def visit(browser, **options):
 def address(told, served, tmp_path_factory):
     lake = told.lake
     live = Live(lambda: HuggingFaceSubject(str(told.home / "subject")))
+    verifying = Verifying(lambda layer, neuron, say: [Link("weights", f"{layer}:{neuron}", "equal", "the same files")])
     explorer = Explorer(
-        Kept(lake), Staleness(lake, None), told.home, tmp_path_factory.mktemp("files"), {}, None, live
+        Kept(lake), Staleness(lake, None), told.home, tmp_path_factory.mktemp("files"), {}, None, live=live, verifying=verifying
     )  # fmt: skip
     with served(explorer.app()) as address:
         yield address
@@ -156,6 +159,7 @@ PATHS = (
     "/1/5?view=difference",
     "/1/5?view=overlay&scale=own",
     f"/text?text={OWN}&neurons=1:5",
+    "/1/5/similar",
 )
 
 
@@ -171,6 +175,7 @@ def test_hostile_text_is_shown_and_does_nothing(browser, hostile):
         "/search?q=script",
         "/search?q=<script>alert(3)</script>",
         f"/text?text={OWN}",
+        "/1/5/similar",
     ):
         with visit(browser) as page:
             page.goto(hostile + path)
@@ -182,15 +187,14 @@ def test_hostile_text_is_shown_and_does_nothing(browser, hostile):
                 assert "<script>alert(1)</script>" in page.locator("#explanations").inner_text()
                 for text in page.locator(".heat[data-r]").all()[:3]:
                     text.hover()
-                page.wait_for_timeout(300)
-                assert not page.locator("#said").is_hidden()
+                playwright.expect(page.locator("#said")).to_be_visible()
                 assert len(page.content()) < 3_000_000
 
 
 @pytest.mark.parametrize(
     ("scheme", "paths"),
     [
-        ("light", ("/", "/1", "/1/5", "/search?q=the", "/help", f"/text?text={OWN}")),
+        ("light", ("/", "/1", "/1/5", "/search?q=the", "/help", f"/text?text={OWN}", "/1/5/similar")),
         ("dark", ("/1", "/1/5?view=difference")),
     ],
 )
@@ -292,6 +296,28 @@ def test_a_text_is_read_by_keyboard_and_each_of_its_tokens_says_its_value(browse
         page.get_by_role("link", name="par z").click()
         assert "order=z" in page.url
         assert page.get_by_label("Texte").input_value() == text
+
+
+def test_similar_neurons_unfold_on_the_page_and_verifying_says_what_came_out(browser, address):
+    with visit(browser) as page:
+        page.goto(f"{address}/1/5")
+        page.locator("#similar summary").focus()
+        page.keyboard.press("Enter")
+        playwright.expect(page.locator("#similar #found")).to_contain_text("They fire together")
+        page.get_by_role("button", name="Verify it now").focus()
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/1/5#verified")
+        page.reload()
+        playwright.expect(page.locator("#verified")).to_contain_text("1 of 1 links are equal.")
+    with visit(browser, java_script_enabled=False, locale="fr-FR") as page:
+        page.goto(f"{address}/1/5")
+        page.locator("#similar summary").click()
+        page.locator("#similar details").get_by_role("link").click()
+        page.wait_for_url("**/1/5/similar")
+        assert "Ils s'activent ensemble" in page.locator("#found").inner_text()
+        page.goto(f"{address}/0/3")
+        page.get_by_role("button", name="Le vérifier maintenant").click()
+        page.wait_for_url("**/0/3#verified")
 
 
 def test_light_and_dark_are_those_of_the_system_until_one_chooses(browser, address):
