@@ -200,6 +200,7 @@ def open_language(
         journal_path=settings.instance / "language_calls.sqlite",
         lake=lake,
         concurrency=settings.concurrency,
+        timeout=settings.timeout,
         prices=open_prices(settings.price_file),
         budget=budget,
         batch=settings.batch == "yes",

@@ -82,7 +82,7 @@ class OpenAICompatible:
         journal_path: Path,
         lake: Lake,
         concurrency: int = 16,
-        timeout: float = 60.0,
+        timeout: float = 120.0,
         api_key_variable: str = "OPENAI_API_KEY",
         prices: Prices | None = None,
         budget: Budget | None = None,
@@ -353,6 +353,8 @@ class OpenAICompatible:
                 if failed.reason == "rate_limited":
                     pace.slower()
                 elif failed.reason == "timeout":
+                    # A server with too much to do at once says so by being late.
+                    pace.slower()
                     self.budget.lost(request_id)
                 call.journal.log_failure(request_id, run_id=call.run_id, reason=failed.reason, error=failed.error)
                 call.silent = call.silent and not failed.heard
@@ -410,7 +412,8 @@ class OpenAICompatible:
                     self.path(request), body=parameters, cast_to=object, options={"headers": RAW_REPLY}
                 )
         except (TimeoutError, openai.APITimeoutError):
-            raise Failed("timeout", f"no whole answer within {self._timeout:g} s", again=True, heard=False) from None
+            late = f"no whole answer within {self._timeout:g} s (a slow server needs a longer --timeout, or a lower --concurrency)"
+            raise Failed("timeout", late, again=True, heard=False) from None
         except openai.APIConnectionError as error:
             # The name, because which HTTP library does the work is openai's private matter.
             unreachable = type(error.__cause__).__name__ == "ConnectError"

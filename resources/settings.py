@@ -71,6 +71,9 @@ class Settings(BaseSettings):
     )
     base_url: str = Field("https://api.openai.com/v1", description="OpenAI-compatible endpoint")
     concurrency: int = Field(16, ge=1, le=1000, description="requests in flight at a time")
+    timeout: int = Field(
+        120, ge=1, le=86_400, description="seconds that an answer may take; a model on a slow machine needs more"
+    )
     batch: Literal["no", "yes"] = Field(
         "no",
         description="whether to ask through the provider's batch API, for less (at OpenAI half) and within a day: `yes` or `no`",

@@ -75,6 +75,24 @@ def test_replies_come_in_the_order_of_their_requests(ask):
     assert usage == Usage(requests_sent=20, requests_kept=0, prompt_tokens=220, completion_tokens=140)
 
 
+def test_a_server_that_is_late_with_many_at_once_is_asked_fewer_at_once(ask):
+    under_way, counted = Counter(), threading.Lock()
+
+    def late_with_many(request):
+        with counted:
+            under_way["now"] += 1
+            many = under_way["now"] > 3
+        time.sleep(1.1 if many else 0.01)
+        with counted:
+            under_way["now"] -= 1
+        return "here"
+
+    with Endpoint(late_with_many) as endpoint:
+        replies, _ = ask(endpoint.url, timeout=1.0, concurrency=12).answer(questions(0, 16), run_id="r")
+
+    assert [reply.missing_because for reply in replies] == [None] * 16
+
+
 def test_no_requests_send_nothing_and_write_nothing(ask, tmp_path):
     assert ask("http://127.0.0.1:9/v1").answer([], run_id="r") == ([], Usage())
     assert not (tmp_path / "journal.sqlite").exists()
