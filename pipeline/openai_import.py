@@ -12,12 +12,15 @@ exports; `pipeline.openai_format` describes the form. The files differ in this:
 
 import re
 from collections.abc import Mapping
+from itertools import accumulate, chain
 from typing import Any
+
+import numpy as np
 
 from pipeline import imports
 from pipeline.capture import PER_SPLIT
 from pipeline.errors import FormError
-from pipeline.imports import Found, index, listing, mapping, number, numbers, tokens
+from pipeline.imports import Found, Lists, index, listing, mapping, number, numbers
 from pipeline.tables import SPLITS
 
 FORM = "openai"
@@ -112,20 +115,28 @@ def _records(found: Found, value: Mapping[str, Any], at: Mapping[str, int]) -> N
     if len(lists) > len(STRATA):
         raise FormError(f"random_sample_by_quantile must have at most {len(STRATA)} lists, and has {len(lists)}")
     strata |= dict(zip(STRATA, lists, strict=False))
+    places: list[tuple[str, int, str]] = []
+    names: list[str] = []
+    parts: list[Mapping[str, Any]] = []
     for stratum, given in strata.items():
         records = listing(given, f"the records `{stratum}`")
-        splits = _splits(stratum, len(records))
-        names = [f"record {rank} of `{stratum}`" for rank in range(len(records))]
-        parts = [mapping(one, name) for one, name in zip(records, names, strict=True)]
-        words = [tokens(one.get("tokens"), f"tokens of {name}") for one, name in zip(parts, names, strict=True)]
-        activations = imports.number_lists(
-            [one.get("activations") for one in parts], [f"activations of {name}" for name in names], [len(one) for one in words]
+        places += [(stratum, rank, split) for rank, split in enumerate(_splits(stratum, len(records)))]
+        of_stratum = [f"record {rank} of `{stratum}`" for rank in range(len(records))]
+        parts += [mapping(one, name) for one, name in zip(records, of_stratum, strict=True)]
+        names += of_stratum
+    if not parts:
+        return
+    words = imports.token_lists([one.get("tokens") for one in parts], [f"tokens of {name}" for name in names])
+    lengths = [len(said) for said in words]
+    activations = imports.number_lists(
+        [one.get("activations") for one in parts], [f"activations of {name}" for name in names], lengths
+    )
+    peaks = np.maximum.reduceat(np.concatenate(activations), list(accumulate(lengths[:-1], initial=0))).tolist()
+    for (stratum, rank, split), said, values, peak in zip(places, words, activations, peaks, strict=True):
+        found.add(
+            "imported_records", **at, polarity="+", stratum=stratum, rank=rank, split=split, sequence_id=found.sequence(said),
+            peak=peak, activations=values,
         )  # fmt: skip
-        for rank, (said, values) in enumerate(zip(words, activations, strict=True)):
-            found.add(
-                "imported_records", **at, polarity="+", stratum=stratum, rank=rank, split=splits[rank],
-                sequence_id=found.sequence(said), peak=max(values.tolist()), activations=values,
-            )  # fmt: skip
 
 
 def _splits(stratum: str, count: int) -> list[str]:
@@ -154,13 +165,7 @@ def _explanations(
         )  # fmt: skip
         simulation = mapping(_named(one.get("scored_simulation")), f"the simulation of {where}")
         parts = listing(simulation.get("scored_sequence_simulations"), f"the sequences of {where}")
-        half = len(parts) // 2
-        for rank, part in enumerate(parts):
-            # The viewer takes the first five as the strongest and the others as random; there are as many of each.
-            stratum = "top" if rank < half else "random"
-            _simulation(
-                found, _named(part), f"sequence {rank} of {where}", **at, explanation_id=key, stratum=stratum, rank=rank
-            )
+        _simulations(found, [_named(part) for part in parts], where, **at, explanation_id=key)
         for name in SCORES:
             score = number(simulation.get(f"{name}_score"), f"{name}_score of {where}")
             found.add(
@@ -170,35 +175,47 @@ def _explanations(
             )  # fmt: skip
 
 
-def _simulation(found: Found, part: Mapping[str, Any], where: str, **row: Any) -> None:
-    played = mapping(_named(part.get("simulation")), f"the simulation of {where}")
-    words = tokens(played.get("tokens"), f"tokens of {where}")
-    scale = played.get("activation_scale")
-    if not isinstance(scale, str) or scale not in SCALES:
-        imports.wrong(f"activation_scale of {where}", f"one of {sorted(SCALES)}", scale)
-    values = _distribution(played.get("distribution_values"), f"distribution_values of {where}", len(words))
-    shares = _distribution(
-        played.get("distribution_probabilities"), f"distribution_probabilities of {where}", len(words)
-    )
-    known = values is not None and shares is not None
-    found.add(
-        "imported_simulations", **row, polarity="+", simulator="unknown",
-        sequence_id=found.sequence(words), scale=SCALES[scale],
-        expected=numbers(played.get("expected_activations"), f"expected_activations of {where}", count=len(words)),
-        true=numbers(part.get("true_activations"), f"true_activations of {where}", count=len(words)),
-        distribution_values=values if known else None, distribution_probabilities=shares if known else None,
-        missing_because=None,
-    )  # fmt: skip
+def _simulations(found: Found, parts: list[dict[str, Any]], where: str, **row: Any) -> None:
+    names = [f"sequence {rank} of {where}" for rank in range(len(parts))]
+    played = [
+        mapping(_named(part.get("simulation")), f"the simulation of {name}")
+        for part, name in zip(parts, names, strict=True)
+    ]
+    words = imports.token_lists([one.get("tokens") for one in played], [f"tokens of {name}" for name in names])
+    lengths = [len(said) for said in words]
+
+    def lists(name: str, of: list[Any]) -> list[np.ndarray]:
+        return imports.number_lists([one.get(name) for one in of], [f"{name} of {one}" for one in names], lengths)
+
+    expected, true = lists("expected_activations", played), lists("true_activations", parts)
+    for rank, (one, name) in enumerate(zip(played, names, strict=True)):
+        scale = one.get("activation_scale")
+        if not isinstance(scale, str) or scale not in SCALES:
+            imports.wrong(f"activation_scale of {name}", f"one of {sorted(SCALES)}", scale)
+        values, shares = (
+            _distribution(one.get(kind), f"{kind} of {name}", lengths[rank])
+            for kind in ("distribution_values", "distribution_probabilities")
+        )
+        known = values is not None and shares is not None
+        found.add(
+            "imported_simulations", **row, polarity="+", simulator="unknown",
+            # The viewer takes the first five as the strongest and the others as random; there are as many of each.
+            stratum="top" if rank < len(parts) // 2 else "random", rank=rank,
+            sequence_id=found.sequence(words[rank]), scale=SCALES[scale], expected=expected[rank], true=true[rank],
+            distribution_values=values if known else None, distribution_probabilities=shares if known else None,
+            missing_because=None,
+        )  # fmt: skip
 
 
-def _distribution(value: Any, where: str, count: int) -> list[list[float]] | None:
+def _distribution(value: Any, where: str, count: int) -> Lists | None:
     """A list for each token; None where there is none at all, as with simulators without probabilities."""
     if value is None or value == []:
         return None
     found = listing(value, where)
     if len(found) != count:
         raise FormError(f"{where} must have one list for each of {count} tokens, and has {len(found)}")
-    return [numbers(one, where).tolist() for one in found]
+    lengths = [len(listing(one, where)) for one in found]
+    return Lists(numbers(list(chain.from_iterable(found)), where), np.array(lengths))
 
 
 def _named(value: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ The forms are modules of `pipeline`; here files are opened, and what cannot be o
 Python, so that a place in a bad file can be named; processes make up for it.
 """
 
+import gc
 import gzip
 import io
 import os
@@ -58,7 +59,7 @@ class ForeignFiles(Foreign):
             yield from (parsed(form, root, names, source) for names in tasks)
             return
         # A forked process would inherit locks of threads that it does not have.
-        with ProcessPoolExecutor(self._processes, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(self._processes, mp_context=get_context("spawn"), initializer=_ready) as pool:
             waiting = iter(tasks)
             running: list[Future[Batch]] = []
 
@@ -70,6 +71,11 @@ class ForeignFiles(Foreign):
                 done = running.pop(0).result()
                 start(1)
                 yield done
+
+
+def _ready() -> None:
+    # Parsing makes millions of lists that live for a moment and never refer to each other; looking for such as do costs time.
+    gc.set_threshold(1_000_000)
 
 
 def parsed(form: str, root: Path, names: Sequence[str], source: str) -> Batch:
