@@ -1,10 +1,11 @@
 """The asset `dataset_release`: a version of the lake for others, as a Hugging Face dataset, with what it was made from.
 
     releases/1.0.0/data/, README.md, croissant.json    as `export huggingface` writes them
-    releases/1.0.0/release.json                        version, tables, freshness, ledger head, the hash of each data file
+    releases/1.0.0/release.json                        version, tables, freshness, audit, ledger head, the hash of each file
     releases/1.0.0/SUMMARY.md                          the same for people
 
-A version is released once. Tables that are stale are not released, unless this is asked for, and then it is written down.
+A version is released once. Tables that are stale, or that no audit found to be as they were written since the last write,
+are not released, unless this is asked for, and then it is written down.
 """
 
 import json
@@ -16,6 +17,7 @@ from uuid import uuid4
 
 import dagster as dg
 import polars as pl
+from pydantic import Field
 
 from assets.exports import huggingface
 from assets.freshness import Outside, State, states
@@ -27,17 +29,21 @@ from pipeline.ports import Corpus, Lake, Progress, Releases, SubjectModel
 from pipeline.provenance import content_hash
 
 CODE_VERSION = "1"
-CHECKS = ("tables_are_fresh", "files_are_as_written", "failures_have_reasons")
+CHECKS = ("tables_are_fresh", "tables_are_audited", "files_are_as_written", "failures_have_reasons")
 VERSION = re.compile(r"[0-9]{1,4}\.[0-9]{1,4}\.[0-9]{1,4}", re.ASCII)
 
 
 class ReleaseConfig(dg.Config):
-    """Which version, under what licence and title, and whether stale tables may go into it."""
+    """Which version, under what licence and title, and whether tables that are stale or not audited may go into it."""
 
     version: str
     licence: str = "unknown"
     title: str = ""
     stale: bool = False
+    audit: str = Field(
+        "", description="what `neuronledger audit --json` printed; `neuronledger release` gives it by itself"
+    )
+    unaudited: bool = False
 
 
 def define(project: Project) -> dg.AssetsDefinition:
@@ -73,6 +79,13 @@ def define(project: Project) -> dg.AssetsDefinition:
         stale = not_fresh(lake, project, outside)
         if stale and not config.stale:
             raise dg.Failure(_refusal(stale), allow_retries=False)
+        audit = audited(config.audit, lake.ledger_head())
+        if audit["against"] and not config.unaudited:
+            raise dg.Failure(
+                f"not released, because {'; '.join(audit['against'][:5])}. Mend it first (docs/provenance.md), or release "
+                "them as they are with --unaudited",
+                allow_retries=False,
+            )
         with releases.folder(config.version) as folder:
             about = huggingface(
                 lake, folder, progress, name=config.title or None, licence=config.licence, version=config.version
@@ -86,6 +99,7 @@ def define(project: Project) -> dg.AssetsDefinition:
                 "bytes": about["bytes"],
                 "tables": about["tables"],
                 "not_fresh": [_said(state) for state in stale],
+                "audit": audit,
                 "ledger_head": lake.ledger_head(),
                 "sha256": about["sha256"],
             }
@@ -109,6 +123,7 @@ def define(project: Project) -> dg.AssetsDefinition:
             },
             check_results=[
                 _check("tables_are_fresh", not stale, f"{len(stale):,} slices are not fresh", severity="WARN"),
+                _check("tables_are_audited", not audit["against"], "; ".join(audit["against"]), severity="WARN"),
                 _check("files_are_as_written", not changed, f"{len(changed):,} files are not as they were written"),
                 _check(
                     "failures_have_reasons", not unexplained, f"{unexplained:,} values are missing without a reason"
@@ -126,18 +141,50 @@ def not_fresh(lake: Lake, project: Project, outside: Outside) -> list[State]:
     return [state for state in found if state.table in PUBLISHED and state.status != "fresh"]
 
 
+def audited(said: str, head: str | None) -> dict[str, Any]:
+    """What an audit says for a release: which checks were clean, which were not made, and what speaks against it.
+
+    Freshness (A17) is looked at by the release itself.
+
+    Raises:
+        dagster.Failure: `said` is not what `neuronledger audit --json` prints.
+    """
+    if not said:
+        return {"head": None, "clean": [], "not_checked": [], "against": ["no audit was made"]}
+    try:
+        found = json.loads(said)
+        checks = {check["id"]: check for check in found["checks"] if check["id"] != "A17"}
+        against = [f"{name}: {line}" for name, check in checks.items() for line in check["findings"]]
+        outcomes = {name: check["outcome"] for name, check in checks.items()}
+        of = found["head"]
+    except (ValueError, TypeError, KeyError):
+        raise dg.Failure("`audit` must be what `neuronledger audit --json` prints", allow_retries=False) from None
+    if of != head:
+        against.insert(0, "the lake was written to since its audit")
+    return {
+        "head": of,
+        "clean": [name for name, outcome in outcomes.items() if outcome == "clean"],
+        "not_checked": [name for name, outcome in outcomes.items() if outcome == "not checked"],
+        "against": against,
+    }
+
+
 def page(release: Mapping[str, Any]) -> str:
     """The summary of a release for people. It holds names and numbers only, no text of the corpus."""
 
     def lines() -> Iterator[str]:
         yield f"# Release {release['version']}"
         yield ""
-        yield f"- neurons of `{re.sub('[^ -_a-~]', ' ', str(release['subject']))}`, layers {', '.join(map(str, release['layers']))}"
+        yield f"- neurons of `{_plain(release['subject'])}`, layers {', '.join(map(str, release['layers']))}"
         yield f"- {len(release['sha256']):,} data files, {release['bytes'] / 2**20:,.1f} MiB"
         yield f"- ledger head: {release['ledger_head'] or 'none: the lake has no ledger'}"
         fresh = not release["not_fresh"]
         yield f"- {'all tables are fresh' if fresh else 'NOT all tables are fresh:'}"
         yield from (f"  - {said}" for said in release["not_fresh"])
+        audit = release["audit"]
+        made = f"{len(audit['clean'])} checks clean, {len(audit['not_checked'])} not made: {', '.join(audit['not_checked']) or 'none'}"
+        yield f"- {f'NOT audited, or with findings ({made}):' if audit['against'] else f'audited: {made}'}"
+        yield from (f"  - {_plain(line)}" for line in audit["against"][:20])
         yield ""
         yield "| table | rows | Delta version |"
         yield "|---|---|---|"
@@ -146,6 +193,11 @@ def page(release: Mapping[str, Any]) -> str:
         yield ""
 
     return "\n".join(lines())
+
+
+def _plain(said: Any) -> str:
+    """Words of a lake without what would be markup."""
+    return re.sub("[^ -_a-~]", " ", str(said))
 
 
 def _refusal(stale: Sequence[State]) -> str:

@@ -22,7 +22,7 @@ from assets.step import add_record
 from pipeline import delphi_import, lines_import, neuronpedia_import, openai_import
 from pipeline.imports import BY_LAYER, Batch
 from pipeline.ports import Foreign, Lake, Progress
-from pipeline.provenance import content_hash, identity
+from pipeline.provenance import content_hash, frame_hash, identity
 from pipeline.tables import TABLES
 
 CODE_VERSION = "1"
@@ -126,7 +126,8 @@ def take_over(
         lake,
         {
             "commit_uuid": str(uuid4()), "run_id": run_id, "table": "imports", "version": lake.version("imports"),
-            "layer": None, "neurons": None, "step_key": None, "content_hash": files_hash, "rows": sum(taken.rows.values()),
+            "layer": None, "neurons": None, "step_key": None, "rows": sum(taken.rows.values()),
+            "content_hash": frame_hash(lake.read("imports"), key=TABLES["imports"].key),
             "inputs": json.dumps({"files": {"content_hash": files_hash, "version": None}}),
             "settings": json.dumps({"form": form, "source": source, "conventions": dict(taken.conventions)}, sort_keys=True),
             "code": json.dumps({**code, "code_version": CODE_VERSION}, sort_keys=True),

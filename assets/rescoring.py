@@ -18,7 +18,7 @@ from pydantic import Field
 from assets.pieces import pieces
 from assets.spec import described
 from assets.step import add_record
-from pipeline import rescoring
+from pipeline import openai_import, rescoring
 from pipeline import simulations as played_by_model
 from pipeline.ports import Lake, LanguageModel, Progress, Usage
 from pipeline.provenance import frame_hash, step_key
@@ -54,7 +54,7 @@ class Made:
     layers: list[int] = field(default_factory=list)
     fresh: list[int] = field(default_factory=list)
     left_out: int = 0
-    """Explanations without a record to simulate them on, or simulations of a text that the explainer was shown."""
+    """Explanations without a record to simulate them on, or simulations of a text that the explainer was or may have been shown."""
     missing: int = 0
     usage: Usage = field(default_factory=Usage)
 
@@ -166,7 +166,7 @@ def simulate(
                 made.left_out += some.join(played, on="explanation_id", how="anti").height
         rows = pl.concat(parts)
         step.write(rows, usage)
-        made.layers.append(layer)
+        made.layers += [layer] if layer not in made.layers else []
         made.rows += len(rows)
         made.missing += rows.get_column("expected").null_count()
         made.usage += usage
@@ -189,7 +189,10 @@ def score(
     Raises:
         dagster.Failure: nothing was imported.
     """
-    settings = {"seed": chosen.seed, "resamples": RESAMPLES, "coverage_limit": COVERAGE_LIMIT}
+    settings: dict[str, Any] = {"seed": chosen.seed, "resamples": RESAMPLES, "coverage_limit": COVERAGE_LIMIT}
+    # The other forms do not say what an explainer was shown; delphi draws shown and scored windows from one pool.
+    told = lake.read("imports").filter(pl.col("form") == openai_import.FORM).get_column("source").unique().to_list()
+    settings["sources"] = sorted(told)
     made, slices = Made(), _slices(lake, which)
     for done, (layer, neurons) in enumerate(slices):
         progress("score imports", done, len(slices), f"layer {layer}")
@@ -199,10 +202,10 @@ def score(
         if step.is_fresh():
             made.fresh.append(layer)
             continue
-        fair = rescoring.fair(imported, records)
+        fair = rescoring.fair(imported.filter(pl.col("source").is_in(told)), records)
         rows = rescoring.common_scores(explanations, fair, ours, seed=chosen.seed)
         step.write(rows, Usage())
-        made.layers.append(layer)
+        made.layers += [layer] if layer not in made.layers else []
         made.rows += len(rows)
         made.left_out += len(imported) - len(fair)
         made.missing += rows.get_column("value").null_count()
@@ -211,19 +214,17 @@ def score(
 
 
 def _slices(lake: Lake, which: Which) -> list[tuple[int, list[int] | None]]:
-    """The layers that explanations were imported of, and of each the neurons if not all are wanted."""
+    """The layers that explanations were imported of; or each neuron that is wanted, which has a record of its own."""
     found = lake.scan("imported_explanations").select("layer").unique().collect().get_column("layer").sort().to_list()
     if not found:
         raise dg.Failure("no explanations were imported; see `neuronledger import --help`", allow_retries=False)
+    wanted: list[tuple[int, list[int] | None]] = [(layer, None) for layer in (which.layers or found)]
     if which.neurons:
-        wanted: dict[int, list[int]] = {}
-        for layer, neuron in (map(int, name.split(":")) for name in which.neurons):
-            wanted.setdefault(layer, []).append(neuron)
-    else:
-        wanted = {layer: [] for layer in (which.layers or found)}
-    if strangers := sorted(set(wanted) - set(found)):
+        pairs = {(int(layer), int(neuron)) for layer, _, neuron in (name.partition(":") for name in which.neurons)}
+        wanted = [(layer, [neuron]) for layer, neuron in sorted(pairs)]
+    if strangers := sorted({layer for layer, _ in wanted} - set(found)):
         raise dg.Failure(f"no explanations were imported of layers {strangers}; there are {found}", allow_retries=False)
-    return [(layer, sorted(set(neurons)) or None) for layer, neurons in sorted(wanted.items())]
+    return wanted
 
 
 def _texts(lake: Lake, records: pl.DataFrame) -> dict[str, list[str]]:

@@ -64,9 +64,6 @@ def audit(  # noqa: PLR0917 (click passes all by name)
     **flags: Any,
 ) -> None:
     """Whether the lake is what was written, and what nobody checked. Exits with 0 clean, 1 findings, 2 not run."""
-    from explorer.audit import Scope
-    from explorer.audit import audit as audited
-
     with _run_or_say_why():
         settings = load(**flags)
         layer, index = _neuron(neuron)
@@ -74,20 +71,40 @@ def audit(  # noqa: PLR0917 (click passes all by name)
             _not_run(f"--anchor (={wrong[0]!r}) must be a head as a run prints it, such as sha256:0f3a...")
         lake = _lake(settings)
         _is_known(lake, layer, index)
-        with _said("reading the ledger") as status, _instance(settings) as instance:
-            outside, states = (_nothing() if quick else at_hand(settings, lake)), None
-            if outside.subject is not None and outside.corpus is not None:
-                states = _states(settings, lake)
-            scope = Scope(
-                layer=layer, neuron=index, outside=outside, states=states, instance=instance, recompute=recompute,
-                seed=draw, quick=quick,
-            )  # fmt: skip
-            found = audited(lake, anchors=anchors, scope=scope, say=status.update)
+        found = audited_lake(
+            settings, lake, anchors=anchors, layer=layer, neuron=index, recompute=recompute, seed=draw, quick=quick
+        )
     if as_json:
         click.echo(json.dumps(audit_as_dict(found)))
     else:
         _print_audit(found, screen())
     sys.exit(FINDINGS if found.findings else CLEAN)
+
+
+def audited_lake(
+    settings: Settings,
+    lake: "DeltaLake",
+    *,
+    anchors: Sequence[str] = (),
+    layer: int | None = None,
+    neuron: int | None = None,
+    recompute: int = 3,
+    seed: int = 0,
+    quick: bool = False,
+) -> Audit:
+    """The audit of a lake with the model, the text and the events that these settings name, as far as they are at hand."""
+    from explorer.audit import Scope
+    from explorer.audit import audit as audited
+
+    with _said("reading the ledger") as status, _instance(settings) as instance:
+        outside, states = (_nothing() if quick else at_hand(settings, lake)), None
+        if outside.subject is not None and outside.corpus is not None:
+            states = _states(settings, lake)
+        scope = Scope(
+            layer=layer, neuron=neuron, outside=outside, states=states, instance=instance, recompute=recompute, seed=seed,
+            quick=quick,
+        )  # fmt: skip
+        return audited(lake, anchors=anchors, scope=scope, say=status.update)
 
 
 @main.command()

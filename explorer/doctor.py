@@ -30,7 +30,7 @@ from explorer.audit import is_recorded, newest
 from pipeline.errors import LakeError, NeuronLedgerError
 from pipeline.ports import Document
 from pipeline.provenance import TAG
-from pipeline.tables import TABLES
+from pipeline.tables import OF_IMPORTS, TABLES
 from resources.delta import COMMIT_UUID, RECORD, DeltaLake
 from resources.integrity import Chain, Log, read_chain, read_logs, unlike_sealed, unsealed
 from resources.settings import Settings
@@ -194,7 +194,9 @@ def history(
 ) -> Iterator[dg.AssetMaterialization]:
     """The events that Dagster lacks, oldest first: all of a slice that it never heard of, else the newest."""
     records = lake.read("materializations").filter(
-        (pl.col("status") == "done") & pl.col("version").is_not_null() & pl.col("table").is_in(list(TABLES))
+        (pl.col("status") == "done")
+        & pl.col("version").is_not_null()
+        & pl.col("table").is_in([name for name in TABLES if name not in OF_IMPORTS])
     )
     graph = None if definitions is None else definitions.resolve_asset_graph()
     slices: dict[tuple[str, str | None], list[dict[str, Any]]] = {}

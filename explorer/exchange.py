@@ -292,15 +292,26 @@ def _convention(text: str) -> tuple[str, str]:
 )
 @click.option("--title", default="", help="Title of the dataset.")
 @click.option("--stale", is_flag=True, help="Release tables that are not fresh too; the release says which.")
+@click.option("--unaudited", is_flag=True, help="Release what the audit has findings on too; the release says which.")
+@click.option("--quick", is_flag=True, help="Audit without what replays, reads the corpus, or runs the model.")
 @settings_options
 @reported
-def release(version: str, licence: str, title: str, stale: bool, **flags: Any) -> None:  # noqa: FBT001
-    """Release a version of the lake, such as 1.0.0: a dataset, its card, and what it was made from."""
+def release(  # noqa: PLR0917 (click passes all by name)
+    version: str,
+    licence: str,
+    title: str,
+    stale: bool,  # noqa: FBT001
+    unaudited: bool,  # noqa: FBT001
+    quick: bool,  # noqa: FBT001
+    **flags: Any,
+) -> None:
+    """Release a version of the lake, such as 1.0.0, after an audit: a dataset, its card, and what it was made from."""
     import dagster as dg
 
     from assets.dataset_release import VERSION
-    from assets.definitions import build
+    from assets.definitions import build, open_lake
     from assets.run import failure
+    from explorer.auditing import audit_as_dict, audited_lake
     from explorer.terminal import TerminalProgress
     from resources.instance import instance
 
@@ -311,6 +322,7 @@ def release(version: str, licence: str, title: str, stale: bool, **flags: Any) -
         raise SettingsError(
             f"version {version} was released already, in {settings.releases / version}; give a newer one"
         )
+    audit = json.dumps(audit_as_dict(audited_lake(settings, open_lake(settings), quick=quick)))
     with TerminalProgress(Console(stderr=True)) as progress, instance(settings) as opened:
         result = (
             build(settings, progress=progress)
@@ -321,7 +333,14 @@ def release(version: str, licence: str, title: str, stale: bool, **flags: Any) -
                 run_config={
                     "ops": {
                         "dataset_release": {
-                            "config": {"version": version, "licence": licence, "title": title, "stale": stale}
+                            "config": {
+                                "version": version,
+                                "licence": licence,
+                                "title": title,
+                                "stale": stale,
+                                "audit": audit,
+                                "unaudited": unaudited,
+                            }
                         }
                     },
                     "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},

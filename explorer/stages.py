@@ -136,7 +136,7 @@ def _said(stage: str, made: dict[str, Any]) -> None:
         said = (
             "explanations have no record to be simulated on that their explainer was not shown"
             if stage == "simulations"
-            else "simulations that came with them are left out: their explainer was shown the text"
+            else "simulations that came with them are left out: their explainer was shown the text, or may have been"
         )
         click.echo(f"  {made['left_out']:,} {said}")
     usage = made["usage"]

@@ -896,6 +896,10 @@ TABLES: dict[str, Table] = {
 }
 
 
+OF_IMPORTS = tuple(name for name in TABLES if name.startswith(("import", "common_")))
+"""Tables of what other systems found: their assets have no partitions, and no model or text stands behind them."""
+
+
 def stamped(frame: pl.DataFrame, *, run_id: str, identities: Iterable[str]) -> pl.DataFrame:
     """The rows with the two columns that every made row carries."""
     return frame.with_columns(

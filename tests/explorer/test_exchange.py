@@ -258,7 +258,8 @@ def test_a_model_name_that_neuronpedia_would_refuse_is_said(made, tmp_path):
 
 
 def test_a_release_is_a_dataset_with_what_it_was_made_from_and_comes_once(copied):
-    result = copied.type("release", "1.0.0", "--license", "cc-by-4.0")
+    # Whether this checkout was changed is a finding (A18).
+    result = copied.type("release", "1.0.0", "--license", "cc-by-4.0", "--unaudited")
     assert result.exit_code == 0, result.stderr
     assert "all tables are fresh" in result.stdout
     folder = copied.home / "releases" / "subject" / "1.0.0"
@@ -266,6 +267,8 @@ def test_a_release_is_a_dataset_with_what_it_was_made_from_and_comes_once(copied
     # The record of the release itself comes after it.
     assert said["ledger_head"] in (copied.home / "lake" / "subject" / "_ledger" / "ledger.jsonl").read_text()
     assert said["sha256"] == {name: digest for name, digest in digests(folder).items() if name.startswith("data/")}
+    assert {line.partition(":")[0] for line in said["audit"]["against"]} <= {"A18"}
+    assert {"A3", "A4", "A5", "A12", "A14", "A15"} <= set(said["audit"]["clean"])
     assert (folder / "README.md").exists()
     record = copied.table("materializations").filter(pl.col("table") == "dataset_release").row(0, named=True)
     assert json.loads(record["settings"]) == {"version": "1.0.0", "licence": "cc-by-4.0"}
@@ -276,14 +279,36 @@ def test_a_release_is_a_dataset_with_what_it_was_made_from_and_comes_once(copied
 
 def test_stale_tables_are_not_released_unless_asked_and_then_named(copied):
     (copied.home / "corpus.jsonl").write_text('{"text": "another corpus, quite another one"}\n')
-    refused = copied.type("release", "1.0.0")
+    refused = copied.type("release", "1.0.0", "--quick", "--unaudited")
     assert refused.exit_code == 1
     assert "not released, because not all tables are fresh: sequences is stale" in refused.stderr
     assert not (copied.home / "releases").exists() or not any((copied.home / "releases" / "subject").iterdir())
-    told = copied.type("release", "1.0.0", "--stale")
+    told = copied.type("release", "1.0.0", "--stale", "--quick", "--unaudited")
     assert told.exit_code == 0, told.stderr
     said = json.loads((copied.home / "releases" / "subject" / "1.0.0" / "release.json").read_text())
     assert said["not_fresh"][0].startswith("sequences is stale")
+
+
+def test_tables_that_an_audit_finds_changed_are_not_released_unless_asked_and_then_named(copied):
+    file = next((copied.home / "lake" / "subject" / "scores" / "layer=0").glob("*.parquet"))
+    file.write_bytes(file.read_bytes().replace(b"token-lookup", b"token-hookup"))
+    refused = copied.type("release", "1.0.0", "--quick")
+    assert (refused.exit_code, "not released, because A4: " in refused.stderr) == (1, True)
+    assert not any((copied.home / "releases").rglob("*.json"))
+    assert copied.type("release", "1.0.0", "--quick", "--unaudited").exit_code == 0
+    said = json.loads((copied.home / "releases" / "subject" / "1.0.0" / "release.json").read_text())
+    assert said["audit"]["against"][0].startswith("A4: ")
+    summary = (copied.home / "releases" / "subject" / "1.0.0" / "SUMMARY.md").read_text()
+    assert "NOT audited, or with findings" in summary
+
+
+def test_a_lake_with_imports_is_audited_like_any_other(copied, exported):
+    for source in ("one", "two"):
+        assert copied.type("import", "openai", str(exported), "--source", source).exit_code == 0
+    assert copied.type("run", "--stage", "scores").exit_code == 0
+    assert copied.type("run", "--stage", "scores", "--neurons", "0:1,1:2").exit_code == 0
+    found = json.loads(copied.type("audit", "--quick", "--json").stdout)
+    assert [line for check in found["checks"] if check["id"] != "A18" for line in check["findings"]] == []
 
 
 def test_a_version_is_three_numbers(made):

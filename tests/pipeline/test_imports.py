@@ -1,5 +1,7 @@
 """Rows of foreign files as columns."""
 
+from itertools import chain
+
 import numpy as np
 import polars as pl
 import pytest
@@ -24,7 +26,9 @@ def test_a_column_of_lists_holds_what_the_rows_held(rows):
 def test_a_column_of_lists_of_lists_holds_what_the_rows_held(rows):
     kind = pl.List(pl.List(pl.Float32))
     given_as = [
-        None if row is None else Lists(np.array(sum(row, []), dtype=np.float32), np.array([len(one) for one in row]))
+        None
+        if row is None
+        else Lists(np.array(list(chain.from_iterable(row)), dtype=np.float32), np.array([len(one) for one in row]))
         for row in rows
     ]
     column = imports._column("a", given_as, kind)
