@@ -253,9 +253,10 @@ def export_prov(
     if as_json:
         click.echo(json.dumps(about))
         return
-    click.echo(
-        f"{about['n_files']:,} files in {folder}; check them with: python {folder}/verify.py --anchor {about['head']}"
-    )
+    anchor = f" --anchor {about['head']}" if about["head"] else ""
+    click.echo(f"{about['n_files']:,} files in {folder}; check them with: python {folder}/verify.py{anchor}")
+    if not anchor:
+        click.echo("The lake has no ledger, so verify.py can only hold the files against their list.", err=True)
 
 
 # ---- what is at hand
@@ -290,7 +291,7 @@ def _lake(settings: Settings) -> "DeltaLake":
     from assets.definitions import open_lake
 
     lake = open_lake(settings)
-    if lake.version("materializations") is None and not (lake.ledger and lake.ledger.path.exists()):
+    if lake.version("materializations") is None and lake.ledger_head() is None:
         raise NeuronLedgerError(
             f"there is no lake at {lake.uri}; name one with --lake, or run `neuronledger run` first"
         )

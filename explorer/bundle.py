@@ -15,7 +15,6 @@ folder; the whole of it stands only in the first commit of each table, where Del
 
 import importlib.util
 import json
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -53,15 +52,14 @@ def bundle(
     """Write the bundle of a lake; the chains of `scores` are told, and data files are left out without `data`.
 
     Raises:
-        SettingsError: the lake is in an object store, or a library of the extra `audit` is missing.
+        SettingsError: a library of the extra `audit` is missing.
     """
     if missing := [name for name in LIBRARIES if importlib.util.find_spec(name) is None]:
         raise SettingsError(
             f"`export prov` needs {', '.join(missing)}; install them with: pip install 'neuronledger[audit]'"
         )
-    if lake.ledger is None:
-        raise SettingsError("`export prov` copies the files of a lake in a local folder; copy this one first")
-    root, name = Path(lake.uri), Path(lake.uri).name
+    assert lake.ledger is not None  # noqa: S101 - for the type checker: a lake that is opened has one
+    files, name = lake.ledger.files, lake.uri.rpartition("/")[2]
     chains: dict[str, Sequence[Hop]] = {}
     for row in scores:
         at = f"{row['layer']}-{row['neuron']}"
@@ -74,27 +72,27 @@ def bundle(
     out.write("openlineage.jsonl", "".join(f"{line}\n" for line in lineage(records, name)).encode())
     checks = [{**asdict(check), "says": check.says, "outcome": check.outcome} for check in found.checks]
     out.write("audit.json", _json({"lake": name, "head": found.head, "findings": found.findings, "checks": checks}))
-    if lake.ledger.path.exists():
-        shutil.copyfile(lake.ledger.path, out.place("ledger/ledger.jsonl"))
-    for log in read_logs(lake):
-        names = [
-            path.relative_to(root / log.table).as_posix()
-            for path in (root / log.table / LOG).glob("*")
-            if path.is_file()
-        ]
-        for file in sorted([*names, *(log.live if data else ())]):
-            shutil.copyfile(root / log.table / file, out.place(f"tables/{log.table}/{file}"))
+    lines = [raw for _, raw in lake.ledger.lines()]
+    if lines:
+        # As in a folder, wherever it was: one file, a line for each commit.
+        out.write("ledger/ledger.jsonl", b"".join(raw + b"\n" for raw in lines))
+    logs = read_logs(lake)
+    for log in logs:
+        live = [f"{log.table}/{file}" for file in log.live] if data else []
+        for file in sorted([*files.names(f"{log.table}/{LOG}"), *live]):
+            out.write(f"tables/{file}", files.read(file))
     out.write("verify.py", Path(offline.__file__).read_bytes())
     out.write("README.md", _readme(name, found, chains, data=data).encode())
     folder = out.place("manifest.json").parent
     when = max(records.get_column("finished_at").to_list(), default=None)
-    crate(folder, name, [log.table for log in read_logs(lake)], when.isoformat() if when else None)
-    files = {
+    crate(folder, name, [log.table for log in logs], when.isoformat() if when else None)
+    hashes = {
         path.relative_to(folder).as_posix(): hash_file(path)
         for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".neuronledger-export"
     }  # fmt: skip
-    out.write("manifest.json", _json({"lake": name, "head": lake.ledger.head(), "files": files}))
-    return {"lake": name, "head": lake.ledger.head(), "scores": list(chains), "n_files": len(files) + 1}
+    head = lake.ledger.head()
+    out.write("manifest.json", _json({"lake": name, "head": head, "files": hashes}))
+    return {"lake": name, "head": head, "scores": list(chains), "n_files": len(hashes) + 1}
 
 
 def provenance(chains: Mapping[str, Sequence[Hop]]) -> str:
@@ -256,15 +254,16 @@ def crate(folder: Path, lake: str, tables: Sequence[str], when: str | None) -> N
 
 def _readme(lake: str, found: Audit, chains: Mapping[str, Any], *, data: bool) -> str:
     told = "\n".join(f"- neuron {at.replace('-', ':')}: `why/{at}.txt`" for at in chains)
+    anchor = f"\n    python verify.py --anchor {found.head}" if found.head else ""
+    ledger = "`ledger/` holds the ledger." if found.head else "The lake has no ledger."
     tables = "the commits and data files of every table" if data else "the commits of every table, without data files"
     return f"""# Neuron Ledger: {lake}
 
 What one run of Neuron Ledger found, and where it came from.
 
-    python verify.py                                   # needs Python 3.11 and nothing else
-    python verify.py --anchor {found.head or "HEAD"}
+    python verify.py                                   # needs Python 3.11 and nothing else{anchor}
 
-`ledger/` and `tables/` hold {tables}. `audit.json` is what an audit found ({found.findings} findings) and what it did not check.
+{ledger} `tables/` holds {tables}. `audit.json` is what an audit found ({found.findings} findings) and what it did not check.
 The chains of these scores are told in sentences, and all of them in `prov.json`:
 
 {told}

@@ -24,6 +24,7 @@ from explorer.command import (
     command_name,
     complain,
     diagnostics,
+    end_with_the_head,
     layer_range,
     main,
     outside_of,
@@ -58,6 +59,7 @@ def demo(**flags: Any) -> None:
     chosen = load(**flags)
     flags |= {name: "demo" for name in ("subject", "corpus") if getattr(chosen, name) != "demo"}
     settings = load(**flags)
+    end_with_the_head(settings)
     _run(settings, layers=None)
     _finished(settings, flags)
 
@@ -98,6 +100,7 @@ def run(  # noqa: PLR0917 (click passes all by name)
     if stage is not None and retry_failed:
         raise SettingsError("give either --stage or --retry-failed, not both; a stage asks again for what is missing")
     budget = Budget(usd=budget_usd, tokens=budget_tokens)
+    end_with_the_head(settings)
     if stage is not None:
         from explorer import stages
 
@@ -523,8 +526,6 @@ def _finished(settings: Settings, flags: Mapping[str, Any]) -> None:
     console.print(Text(f"one neuron       {command} show {example}{chosen}"), soft_wrap=True)
     console.print(Text(f"one neuron anew  {command} run --neurons {example}{chosen}"), soft_wrap=True)
     console.print(Text(f"the Dagster UI   {command} ui{chosen}"), soft_wrap=True)
-    if lake.ledger is not None and (head := lake.ledger.head()):
-        console.print(Text(f"the ledger       {head}"), soft_wrap=True)
 
 
 def _money(usd: float) -> str:

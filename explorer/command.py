@@ -8,6 +8,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -157,3 +158,16 @@ def same_subject(lake: "Lake", project: "Project", settings: Settings) -> None:
                 f"the lake {settings.lake_uri} holds {subject!r}, a model of another shape than "
                 f"{settings.subject!r}; give another --lake"
             )
+
+
+def end_with_the_head(settings: Settings) -> None:
+    """Let this command's last line be the head of the ledger, to be noted elsewhere, however the command ends."""
+    from assets.definitions import open_lake
+
+    def say() -> None:
+        # What made a run fail may make this fail too, and was said before.
+        with suppress(NeuronLedgerError, OSError):
+            if head := open_lake(settings).ledger_head():
+                screen().print(f"the ledger       {head}", soft_wrap=True)
+
+    click.get_current_context().call_on_close(say)

@@ -14,6 +14,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,15 +56,16 @@ class Condition:
 def lake(lake: DeltaLake, *, seal_all: bool = False, mend: bool = True) -> Iterator[Condition]:
     """The tables and their ledger. `seal_all` seals what cannot be vouched for too, as it stands."""
     if lake.ledger is None:
-        yield Condition("ledger", LEFT, "the lake is in an object store, which has no ledger")
+        yield Condition("ledger", LEFT, "the lake has no ledger")
         return
-    root = Path(lake.uri)
-    if not root.exists():
-        yield Condition("lake", WELL, f"{root} does not exist yet; the first run makes it")
-        return
-    free = shutil.disk_usage(root).free
-    enough = WELL if free >= FREE_BYTES else ILL
-    yield Condition("disk", enough, f"{free / 2**30:,.1f} GiB are free at {root}")
+    if "://" not in lake.uri:
+        root = Path(lake.uri)
+        if not root.exists():
+            yield Condition("lake", WELL, f"{root} does not exist yet; the first run makes it")
+            return
+        free = shutil.disk_usage(root).free
+        enough = WELL if free >= FREE_BYTES else ILL
+        yield Condition("disk", enough, f"{free / 2**30:,.1f} GiB are free at {root}")
     for table in TABLES:
         try:
             lake.version(table)
@@ -121,7 +123,7 @@ def _seal(lake: DeltaLake, logs: list[Log], chain: Chain, *, seal_all: bool, men
 
 def vouched(lake: DeltaLake, log: Log, version: int) -> str | None:
     """What vouches for a commit that its writer did not seal; None if nothing does."""
-    actions = [json.loads(line) for line in log.commits[version].read_bytes().split(b"\n") if line]
+    actions = [json.loads(line) for line in log.files.read(log.commits[version]).split(b"\n") if line]
     if not any("add" in action or "remove" in action for action in actions):
         return "it holds no rows"
     info: Mapping[str, Any] = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
@@ -142,8 +144,12 @@ def vouched(lake: DeltaLake, log: Log, version: int) -> str | None:
 
 def _added(log: Log, actions: list[dict[str, Any]]) -> str | None:
     """A table that only grows: nothing was taken away, and each request has the hash that it is known by."""
-    files = [log.folder / unquote(action["add"]["path"]) for action in actions if "add" in action]
-    if any("remove" in action for action in actions) or not all(file.is_file() for file in files):
+    names = [f"{log.table}/{unquote(action['add']['path'])}" for action in actions if "add" in action]
+    try:
+        files = [BytesIO(log.files.read(name)) for name in names]
+    except OSError:
+        return None
+    if any("remove" in action for action in actions):
         return None
     if log.table == "language_calls":
         rows = pl.concat([pl.read_parquet(file).select("request_id", "request") for file in files])

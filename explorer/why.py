@@ -24,7 +24,6 @@ from pipeline.scorers import ABLATION
 from pipeline.summary import MAIN
 from pipeline.tables import MISSING
 from resources.delta import DeltaLake, collect
-from resources.ledger import read
 
 
 @dataclass(frozen=True)
@@ -258,7 +257,7 @@ def _bytes(lake: DeltaLake, score: Mapping[str, Any]) -> Hop:
 def _sealed(lake: DeltaLake) -> dict[tuple[str, int], dict[str, Any]]:
     if lake.ledger is None:
         return {}
-    lines = (line for line, _ in read(lake.ledger.path) if line is not None and line.at is not None)
+    lines = (line for line, _ in lake.ledger.lines() if line is not None and line.at is not None)
     return {line.at: {**line.content, "hash": line.hash} for line in lines if line.at is not None}
 
 

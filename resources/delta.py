@@ -2,7 +2,7 @@
 
     {uri}/{table}/layer=5/part-….parquet     the rows: sorted by neuron, about 256 KiB to a row group
     {uri}/{table}/_delta_log/….json          the commits: each with its `commit_uuid` and provenance record
-    {uri}/_ledger/ledger.jsonl               a line for each commit, hash-chained (`resources.ledger`)
+    {uri}/_ledger/…                          a line for each commit, hash-chained (`resources.ledger`)
 
 A write replaces one slice or adds rows with new keys, and is wholly there or not there at all. Two writers may meet:
 Delta refuses the later one, which then starts again from the newer version. On a local disk a write is forced to the
@@ -43,7 +43,7 @@ from pipeline.errors import LakeError
 from pipeline.ports import Commit, Lake
 from pipeline.tables import TABLES, Table, Type
 from resources.known_keys import KnownKeys
-from resources.ledger import Ledger
+from resources.ledger import Ledger, LocalLedger, StoredLedger
 
 WHOLE = frozenset({"sequences", "vocabulary"})
 """Tables without layers whose content is one unit, so that a write may replace all of it. The others only grow."""
@@ -193,8 +193,8 @@ class DeltaLake(Lake):
         self._whole: dict[str, _Log] = {}
         """The commits of each table that were looked at."""
         self._keys: dict[str, KnownKeys] = {}
-        self.ledger = None if self._folder is None else Ledger(self._folder)
-        """Its line seals each commit; an object store has none."""
+        self.ledger: Ledger | None = StoredLedger(self.uri) if self._folder is None else LocalLedger(self._folder)
+        """Its line seals each commit; None for a lake that is written without one."""
 
     def scan(
         self, table: str, *, layer: int | None = None, neurons: Sequence[int] | None = None, version: int | None = None
@@ -341,7 +341,7 @@ class DeltaLake(Lake):
         return None if found is None or found.version() < 1 + len(_constraints(spec)) else found.version()
 
     def ledger_head(self) -> str | None:
-        """The hash that stands for all that was ever written here; None in an object store, or before the first write.
+        """The hash that stands for all that was ever written here; None before the first write.
 
         Raises:
             LakeError: the ledger is damaged.
@@ -937,13 +937,17 @@ def _delta_type(kind: Type) -> PrimitiveType | ArrayType:
     return PrimitiveType(_DELTA_TYPES[kind])
 
 
-def rules(spec: Table, *, columns: Collection[str] | None = None) -> dict[str, str | None]:
-    """Properties and constraints that a table must have, one with these columns only if an older version made it."""
+def rules(spec: Table, *, columns: Collection[str] | None = None, stored: bool = False) -> dict[str, str | None]:
+    """Properties and constraints that a table must have, `stored` in an object store or not.
+
+    One with these columns only is of an older version.
+    """
     had = {
         name: column for name, column in spec.columns.items() if not column.added or name in (columns or spec.columns)
     }
     declared = replace(spec, columns=had)
-    return PROPERTIES | {f"delta.constraints.{name}": rule for name, rule in _constraints(declared).items()}
+    properties = PROPERTIES | (OFTEN if stored else {})
+    return properties | {f"delta.constraints.{name}": rule for name, rule in _constraints(declared).items()}
 
 
 def _absent(spec: Table, found: DeltaTable) -> list[str]:

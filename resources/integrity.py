@@ -6,11 +6,12 @@ What a ledger without an anchor cannot tell: that its last lines were taken away
 was written anew from some line on. A head noted elsewhere, the *anchor*, tells both.
 """
 
+import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -18,7 +19,8 @@ from pipeline.audit import Check
 from pipeline.errors import LakeError
 from pipeline.tables import TABLES
 from resources.delta import DeltaLake, declaration, rules
-from resources.ledger import LOG, NOTHING, Line, hash_file, read
+from resources.lake_files import TAG, Files
+from resources.ledger import AT_ONCE, LOG, NOTHING, Line, commit_stem
 
 PATIENCE = 2.0
 """Seconds that a writer has to seal a commit that was just seen."""
@@ -53,20 +55,24 @@ class Log:
     """The commits of one table, as files."""
 
     table: str
-    folder: Path
-    commits: dict[int, Path]
+    files: Files
+    """Those of the lake."""
+    commits: dict[int, str]
+    """The name of each commit's file, by its version."""
     live: dict[str, int] = field(default_factory=dict)
     """Each data file that counts, with the version that added it: by the commits alone, from the first to the last."""
     configuration: dict[str, str] = field(default_factory=dict)
     columns: Sequence[str] = ()
     faults: Sequence[str] = ()
+    hashes: dict[int, str] = field(default_factory=dict)
+    """The tagged hash of each commit that could be read."""
 
 
 def read_chain(lake: DeltaLake) -> Chain:
     """The ledger of a lake, with every break of its chain."""
     assert lake.ledger is not None  # noqa: S101 - for the type checker: callers asked
     lines, faults, prev = [], [], NOTHING
-    for place, (line, _) in enumerate(read(lake.ledger.path)):
+    for place, (line, _) in enumerate(lake.ledger.lines()):
         if line is None:
             faults.append(f"line {place} of the ledger is damaged: its bytes do not have the hash that they state")
             continue
@@ -76,15 +82,14 @@ def read_chain(lake: DeltaLake) -> Chain:
             )
         lines.append(line)
         prev = line.hash
-    path = lake.ledger.path
-    torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-    return Chain(lines, faults, torn)
+    return Chain(lines, faults, lake.ledger.is_torn())
 
 
 def read_logs(lake: DeltaLake) -> list[Log]:
-    """The commits of every table in the folder of a lake."""
-    root = Path(lake.uri)
-    return [_log(root / name) for name in TABLES if (root / name / LOG).is_dir()]
+    """The commits of every table of a lake that has some."""
+    assert lake.ledger is not None  # noqa: S101 - for the type checker: callers asked
+    files = lake.ledger.files
+    return [_log(files, name, found) for name in TABLES if (found := files.names(f"{name}/{LOG}"))]
 
 
 def integrity(
@@ -92,7 +97,7 @@ def integrity(
 ) -> tuple[list[Check], str | None]:
     """A1, A2, A3, A4 and A6, and the head of the ledger. `anchors` are heads that were noted elsewhere."""
     if lake.ledger is None:
-        why = "the lake is in an object store, which has no ledger"
+        why = "the lake has no ledger"
         return [Check(name, not_checked=why) for name in ("A1", "A2", "A3", "A4", "A6")], None
     # The logs first: what is committed while the ledger is read has its line by then, or soon.
     logs = read_logs(lake)
@@ -151,14 +156,15 @@ def unsealed(logs: Iterable[Log], chain: Chain) -> list[tuple[Log, int]]:
 
 def unlike_sealed(logs: Iterable[Log], chain: Chain) -> list[str]:
     """Commits that are gone, or are not those that were sealed."""
-    found = {(log.table, version): path for log in logs for version, path in log.commits.items()}
+    found = {(log.table, version): (log, name) for log in logs for version, name in log.commits.items()}
     said = []
     for (table, version), line in chain.sealed.items():
-        path = found.get((table, version))
-        if path is None:
+        if (table, version) not in found:
             said.append(f"{table} version {version} is sealed, but its commit is gone")
-        elif hash_file(path) != line.content.get("commit"):
-            said.append(f"{table} version {version} was changed after it was sealed: {path}")
+            continue
+        log, name = found[table, version]
+        if log.hashes.get(version) != line.content.get("commit"):
+            said.append(f"{table} version {version} was changed after it was sealed: {log.files.uri}/{name}")
     return said
 
 
@@ -181,19 +187,19 @@ def _commits(logs: Sequence[Log], chain: Chain) -> Check:
 
 def _data(lake: DeltaLake, logs: Sequence[Log], chain: Chain, progress: Callable[[str], None]) -> Check:
     """Every file that a line names; of those, the ones that count must be there."""
-    root = Path(lake.uri)
+    assert lake.ledger is not None  # noqa: S101 - for the type checker: callers asked
     live = {(log.table, name) for log in logs for name in log.live}
     sealed = {
         (line.content["table"], name): hashed for line in chain.lines for name, hashed in line.content.get("files", {}).items()
     }  # fmt: skip
     findings, gone, size = [], 0, 0
     for place, ((table, name), hashed) in enumerate(sorted(sealed.items())):
-        path = root / table / name
         if place % 100 == 0:
             progress(f"hashing data files: {place:,} of {len(sealed):,}")
         try:
-            size += path.stat().st_size
-            if hash_file(path) != hashed:
+            found, count = lake.ledger.files.hashed(f"{table}/{name}")
+            size += count
+            if found != hashed:
                 findings.append(f"{table}/{name} was changed after it was sealed")
         except OSError as error:
             if (table, name) in live or name.startswith(LOG):
@@ -214,14 +220,16 @@ def _as_read(lake: DeltaLake, logs: Sequence[Log], sealed: dict[tuple[str, str],
     """Where Delta, which starts from a checkpoint, would read other files than the commits name."""
     findings = []
     for log in logs:
-        strangers = [path.name for path in (log.folder / LOG).glob("*.checkpoint*.parquet")]
+        names = [name.rpartition("/")[2] for name in log.files.names(f"{log.table}/{LOG}")]
+        strangers = [name for name in names if ".checkpoint" in name and name.endswith(".parquet")]
         for name in strangers:
             if (log.table, f"{LOG}/{name}") not in sealed:
                 findings.append(f"the checkpoint {log.table}/{LOG}/{name} is not in the ledger")
         if not strangers:
             continue
         try:
-            read_ones = {Path(file).relative_to(log.folder).as_posix() for file in lake.files(log.table)}
+            folder = f"{lake.uri}/{log.table}/"
+            read_ones = {unquote(file.removeprefix(folder)) for file in lake.files(log.table)}
             if read_ones != set(log.live):
                 findings.append(f"a checkpoint of {log.table} names other data files than its commits")
         except LakeError as error:
@@ -235,7 +243,8 @@ def _properties(logs: Sequence[Log]) -> Check:
         if not log.commits:
             continue
         known += 1
-        for name, value in rules(declaration(log.table), columns=log.columns).items():
+        asked = rules(declaration(log.table), columns=log.columns, stored="://" in log.files.uri)
+        for name, value in asked.items():
             stored = log.configuration.get(name)
             # Delta writes a constraint of one term without its brackets.
             if stored is None or _bare(stored) != _bare(str(value)):
@@ -247,19 +256,23 @@ def _bare(text: str) -> str:
     return text.replace("(", "").replace(")", "")
 
 
-def _log(folder: Path) -> Log:
-    commits = {int(path.stem): path for path in (folder / LOG).glob("*.json") if path.stem.isdigit()}
+def _log(files: Files, table: str, names: Sequence[str]) -> Log:
+    commits = {int(stem): name for name in names if (stem := commit_stem(name)) is not None}
     faults: list[str] = []
+    hashes: dict[int, str] = {}
     live: dict[str, int] = {}
     configuration: dict[str, str] = {}
     columns: list[str] = []
-    name = folder.name
     for missing in sorted(set(range(max(commits, default=-1) + 1)) - set(commits)):
-        faults.append(f"{name} version {missing} is missing between others")
-    for version, path in sorted(commits.items()):
-        actions = _actions(path)
+        faults.append(f"{table} version {missing} is missing between others")
+    for version, raw in zip(
+        sorted(commits), _each(files, [commits[version] for version in sorted(commits)]), strict=True
+    ):
+        actions = None if raw is None else _actions(raw)
+        if raw is not None:
+            hashes[version] = TAG + hashlib.sha256(raw).hexdigest()
         if actions is None:
-            faults.append(f"{name} version {version} is empty, cut off or damaged: {path}")
+            faults.append(f"{table} version {version} is empty, cut off or damaged: {files.uri}/{commits[version]}")
             continue
         # A commit may name a file in the order remove, add: what it adds counts.
         for action in actions:
@@ -271,7 +284,20 @@ def _log(folder: Path) -> Log:
             if "metaData" in action:
                 configuration = dict(action["metaData"].get("configuration", {}))
                 columns = _names(action["metaData"])
-    return Log(name, folder, commits, live, configuration, columns, faults)
+    return Log(table, files, commits, live, configuration, columns, faults, hashes)
+
+
+def _each(files: Files, names: Sequence[str]) -> Iterator[bytes | None]:
+    """The bytes of each file, several fetched at a time; None for one that cannot be read."""
+
+    def bytes_of(name: str) -> bytes | None:
+        try:
+            return files.read(name)
+        except OSError:
+            return None
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield from pool.map(bytes_of, names)
 
 
 def _names(metadata: dict[str, Any]) -> list[str]:
@@ -282,15 +308,15 @@ def _names(metadata: dict[str, Any]) -> list[str]:
         return []
 
 
-def _actions(path: Path) -> list[dict[str, Any]] | None:
+def _actions(raw: bytes) -> list[dict[str, Any]] | None:
     try:
-        found = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+        found = [json.loads(line) for line in raw.split(b"\n") if line]
         sound = bool(found) and all(isinstance(action, dict) for action in found)
         # Delta reads a commit without its last lines as one with fewer rows.
         for action in found if sound else ():
             for kind in ("add", "remove"):
                 if kind in action and not isinstance(action[kind]["path"], str):
                     return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return found if sound else None

@@ -1,11 +1,13 @@
 """A whole run with its lake on an object store: the same rows as in a folder, and no credential anywhere."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from explorer import offline
 from pipeline.provenance import frame_hash
 from pipeline.tables import TABLES
 from resources.delta import DeltaLake
@@ -39,6 +41,16 @@ def test_a_run_on_an_object_store_leaves_the_rows_of_one_in_a_folder_and_no_cred
         compared += [name] if len(here) else []
     assert {"sequences", "activations", "exemplars", "explanations", "simulations", "scores"} <= set(compared)
     assert not (folder.home / "lake").exists()
+
+    # The ledger is the same there: a run ends with its head, an audit holds the store to it, and a bundle checks itself.
+    head = on_store.ledger_head()
+    assert run.stdout.splitlines()[-1].split() == ["the", "ledger", head]
+    audit = json.loads(folder.type("audit", "--quick", "--json", "--anchor", head, "--lake", uri).stdout)
+    assert audit["head"] == head
+    outcomes = {check["id"]: check["outcome"] for check in audit["checks"]}
+    assert {outcomes[f"A{number}"] for number in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)} == {"clean"}
+    assert folder.type("export", "prov", "bundle", "--lake", uri).exit_code == 0
+    assert offline.look(folder.home / "bundle", anchor=head)[0] == []
 
     written = reached.everything() + b"".join(path.read_bytes() for path in folder.home.rglob("*") if path.is_file())
     assert b"commit_uuid" in written

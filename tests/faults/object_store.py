@@ -93,13 +93,21 @@ class Store:
                 marker = keys[-1]
         return found
 
+    def keys(self, bucket: str) -> list[str]:
+        """The names of what a bucket holds, 1,000 of them at most."""
+        return [key.decode() for key in _names(self._get(f"/{bucket}?list-type=2"), b"Key")]
+
+    def put(self, bucket: str, key: str, data: bytes | None) -> None:
+        """Put an object there whatever was there; remove it for None."""
+        connection = HTTPConnection(*self.address)
+        connection.request("DELETE" if data is None else "PUT", f"/{bucket}/{key}", data, {"Authorization": SIGNED})
+        assert connection.getresponse().status == (204 if data is None else 200)
+        connection.close()
+
     def empty(self, bucket: str) -> None:
         """Remove all that a bucket holds."""
-        for key in _names(self._get(f"/{bucket}?list-type=2"), b"Key"):
-            connection = HTTPConnection(*self.address)
-            connection.request("DELETE", f"/{bucket}/{key.decode()}", headers={"Authorization": SIGNED})
-            assert connection.getresponse().status == 204
-            connection.close()
+        for key in self.keys(bucket):
+            self.put(bucket, key, None)
 
     def _get(self, path: str) -> bytes:
         connection = HTTPConnection(*self.address)

@@ -11,6 +11,8 @@ from operations import OPERATIONS, calls, neurons, stored, told, wrong
 
 from pipeline.errors import LakeError
 from resources.delta import DeltaLake
+from resources.integrity import integrity
+from resources.lake_files import StoredFiles
 
 FOLDER = Path(__file__).parent
 Say = Callable[[str], None]
@@ -37,6 +39,35 @@ def test_a_table_on_an_object_store_is_what_it_is_in_a_folder(store: Store) -> N
     assert (lake.rows("neuron_statistics", layer=0), lake.run_ids("neuron_statistics")) == (2, {"a", "b"})
     assert lake.add("language_calls", calls(["x"], "first"), record={}) is not None
     assert other.add("language_calls", calls(["x"], "second"), record={}) is None
+
+
+TAMPERED = {
+    "a data file": ("A4", lambda name: name.endswith(".parquet"), lambda raw: raw[:-9] + bytes([raw[-9] ^ 1]) + raw[-8:]),
+    "a commit": ("A3", lambda name: name.endswith("3.json") and "_delta_log" in name, lambda raw: raw + b" "),
+    "a removed commit": ("A3", lambda name: name.endswith("3.json") and "_delta_log" in name, None),
+    "a line": ("A1", lambda name: name.endswith("1.json") and "_ledger" in name, lambda raw: raw.replace(b"writer", b"nobody")),
+    "a removed line": ("A1", lambda name: name.endswith("1.json") and "_ledger" in name, None),
+}  # fmt: skip
+
+
+def test_what_was_changed_behind_the_back_of_an_object_store_is_found(store: Store) -> None:
+    lake = DeltaLake(store.bucket("tampered"))
+    for number in range(3):
+        commit = lake.replace("neuron_statistics", neurons(0, [number], "a"), layer=0, record={})
+    checks, head = integrity(lake, anchors=[str(commit.ledger_head)])
+    assert (head, [check.outcome for check in checks]) == (commit.ledger_head, ["clean"] * 5)
+    for check, chosen, change in TAMPERED.values():
+        (name,) = [name for name in store.keys("tampered") if chosen(name)][:1]
+        raw = StoredFiles("s3://tampered").read(name)
+        store.put("tampered", name, None if change is None else change(raw))
+        found = {one.id for one in integrity(DeltaLake(lake.uri), anchors=[str(head)])[0] if one.findings}
+        assert check in found, name
+        store.put("tampered", name, raw)
+    # The newest write and its line taken away together are told by the head alone.
+    for name in (f"lake/_ledger/{4:020}.json", f"lake/neuron_statistics/_delta_log/{4:020}.json"):
+        store.put("tampered", name, None)
+    assert not any(one.findings for one in integrity(DeltaLake(lake.uri))[0])
+    assert [one.id for one in integrity(DeltaLake(lake.uri), anchors=[str(head)])[0] if one.findings] == ["A2"]
 
 
 def test_an_unchanged_table_is_not_read_anew(store: Store) -> None:
@@ -139,6 +170,10 @@ def test_several_writers_lose_and_double_no_row(store: Store, every_case: bool) 
     assert stored(lake, "neuron_statistics") == one_layer + own_layers
     requests = [request for request, _ in stored(lake, "language_calls")]
     assert requests == sorted(f"{turn}.{each}" for turn in range(turns) for each in range(3))
+    # The ledger is one chain, and has a line for each commit.
+    checks, _ = integrity(lake)
+    assert not any(check.findings for check in checks)
+    assert not any(check.not_checked for check in checks if check.id != "A2")
     # Each writer knows its own commits, and no two say that they made the same one.
     ours = [int(version) for version, _, _ in told]
     added = [int(version) for _, version, rows in told if int(rows)]

@@ -14,6 +14,7 @@ from operations import neurons, stored
 from pipeline.errors import LakeError
 from resources import delta, ledger
 from resources.delta import DeltaLake
+from resources.lake_files import LocalFiles
 
 TABLE = "neuron_statistics"
 Harm = Callable[[Path], object]
@@ -99,7 +100,7 @@ def test_a_newest_commit_that_is_gone_is_known_to_the_ledger(lake: DeltaLake) ->
     lines = [line for line, _ in ledger.read(folder / ledger.FOLDER / ledger.FILE)]
     sealed = max(line.at for line in lines if line is not None and line.at is not None)
     assert sealed == (TABLE, 6)
-    assert ledger.versions(folder) == {TABLE: 5}
+    assert ledger.versions(LocalFiles(folder)) == {TABLE: 5}
 
 
 @pytest.mark.parametrize("harm", [empty, torn, zeros])
