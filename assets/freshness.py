@@ -272,7 +272,7 @@ class _Comparison:
         hop = HOPS[table]
         yield from self._choices(hop, record)
         # What no language model is asked about today need not be answered.
-        asks = {"explainer", "simulator"} & set(hop.settings(self.project))
+        asks = {"explainer", "simulator", "scorers"} & set(hop.settings(self.project))
         for reason, count in json.loads(record["usage"]).get("failures", {}).items() if asks else ():
             if reason in WORTH_ASKING_AGAIN:
                 yield f"{count} {UNANSWERED} ({reason})"

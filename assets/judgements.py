@@ -1,34 +1,49 @@
 """The asset `judgements`: every explanation, held against texts by a language model; only where such scorers are chosen."""
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
+import polars as pl
 
 from assets.project import Project, parse_key
 from assets.spec import checks, described
 from assets.step import Step, Written
+from pipeline import embedding, scorers
 from pipeline import judgements as judged_by_model
-from pipeline import scorers
 from pipeline.checks import check
-from pipeline.ports import Lake, LanguageModel
+from pipeline.ports import Lake, LanguageModel, Reply, Request, Usage
 from pipeline.texts import display
 
 CODE_VERSION = "1"
 INPUTS = ("sequences", "activations", "exemplars", "explanations")
+PROMPT_HASHES = {embedding.NAME: embedding.PROMPT_HASH}
+"""Of scorers that ask a model of their own."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The requests of one kind of scorer, and what makes rows of `judgements` of their replies."""
+
+    requests: Sequence[Request]
+    read: Callable[[Sequence[Reply]], pl.DataFrame]
 
 
 def settings(project: Project) -> dict[str, Any]:
     """The choices that these rows depend on."""
-    chosen = scorers.judging(project.choices.scorers)
+    chosen = scorers.asking(project.choices.scorers)
     if not chosen:
         return {}
+    judging = scorers.judging(chosen)
     return {
         "scorers": list(chosen),
         # As freshness names whoever is asked.
-        "simulator": project.choices.simulator,
+        **({"simulator": project.choices.simulator} if judging else {}),
         "seed": project.choices.seed,
-        **({"probabilities": True} if _likely(project) else {}),
-        **{f"prompt of {name}": judged_by_model.PROMPT_HASHES[name] for name in chosen},
+        **({"probabilities": True} if judging and _likely(project) else {}),
+        **{f"prompt of {name}": judged_by_model.PROMPT_HASHES[name] for name in judging},
+        **{f"prompt of {kind}": PROMPT_HASHES[kind] for kind, _ in scorers.measuring(chosen)},
     }
 
 
@@ -48,10 +63,12 @@ def make(
     ) as step:  # fmt: skip
         inputs = {name: step.read(name, may_be_empty=name == "exemplars") for name in INPUTS}
         if (written := step.restored()) is None:
-            asked, model = questions(project, inputs)
-            replies, usage = language.answer([request for _, request in asked], run_id=step.run_id)
-            rows = judged_by_model.rows(asked, replies, inputs["explanations"], model=model)
-            written = step.write(rows, usage=usage)
+            frames, usage = [], Usage()
+            for asked in questions(project, inputs):
+                replies, paid = language.answer(asked.requests, run_id=step.run_id)
+                frames.append(asked.read(replies))
+                usage += paid
+            written = step.write(pl.concat(frames), usage=usage)
     numbers = {
         "data/judgements": len(written.rows),
         "data/judgements_missing": written.rows.get_column("value").null_count(),
@@ -60,15 +77,31 @@ def make(
     return written, findings, numbers
 
 
-def questions(project: Project, inputs: dict[str, Any]) -> tuple[judged_by_model.Asked, str]:
-    """The requests that the chosen scorers send, and the model that is asked."""
-    model = project.choices.simulator or ""
+def questions(project: Project, inputs: Mapping[str, pl.DataFrame]) -> Iterator[Questions]:
+    """What is asked for each kind of scorer that was chosen."""
+    said, texts, chosen = inputs["explanations"], display(inputs["sequences"]), project.choices.scorers
     judged = judged_by_model.texts_to_judge(inputs["activations"], inputs["exemplars"], inputs["sequences"])
-    asked = judged_by_model.requests(
-        inputs["explanations"], judged, display(inputs["sequences"]),
-        scorers=scorers.judging(project.choices.scorers), model=model, seed=project.choices.seed, likely=_likely(project),
-    )  # fmt: skip
-    return asked, model
+    if judging := scorers.judging(chosen):
+        model, seed = project.choices.simulator or "", project.choices.seed
+        asked = judged_by_model.requests(
+            said, judged, texts, scorers=judging, model=model, seed=seed, likely=_likely(project)
+        )
+        yield Questions(
+            [request for _, request in asked],
+            lambda replies: judged_by_model.rows(asked, replies, said, model=model),
+        )
+    for kind, model in scorers.measuring(chosen):
+        yield _measuring(kind, model, said, judged, texts)
+
+
+def _measuring(
+    kind: str, model: str, said: pl.DataFrame, judged: pl.DataFrame, texts: Mapping[str, Sequence[str]]
+) -> Questions:
+    """What a scorer asks the model of its own."""
+    if kind != scorers.EMBEDDING:
+        raise ValueError(f"{kind} asks no model of its own")
+    asked = embedding.requests(said, judged, texts, model=model)
+    return Questions(asked.requests, lambda replies: embedding.rows(asked, replies, said, model=model))
 
 
 def _likely(project: Project) -> bool:

@@ -102,13 +102,15 @@ def planned(
             for table in scores.more_inputs(project):
                 found = {**inputs, "activations": lake.read("activations", layer=layer), "explanations": written}
                 requests = _further(project, table, found) if causal or table != "ablations" else []
-                yield _stage(table, requests, layer=layer, model=model, language=language, sizes=sizes)
+                for asked_of in dict.fromkeys(request.model for request in requests) or (model,):
+                    some, sizes = [one for one in requests if one.model == asked_of], _sizes(lake, asked_of)
+                    yield _stage(table, some, layer=layer, model=asked_of, language=language, sizes=sizes)
 
 
 def _further(project: Project, table: str, tables: Mapping[str, pl.DataFrame]) -> list[Request]:
     """The requests of a table that only some scorers need."""
     if table == "judgements":
-        return [request for _, request in judgements.questions(project, dict(tables))[0]]
+        return [request for asked in judgements.questions(project, tables) for request in asked.requests]
     some = ablations.in_question(project, tables["explanations"])
     return [request for _, request in ablations.questions(project, some, tables, display(tables["sequences"]))]
 
@@ -227,7 +229,7 @@ def spent(lake: Lake, *, by_neuron: bool = False) -> pl.DataFrame:
         for table, requests in (
             ("explanations", pl.concat_list("request_id", pl.col("other_request_ids").fill_null([]))),
             ("simulations", pl.col("request_ids")),
-            ("judgements", pl.concat_list("request_id")),
+            ("judgements", pl.concat_list("request_id", pl.col("other_request_ids").fill_null([]))),
             ("ablations", pl.col("request_ids")),
         )
     )

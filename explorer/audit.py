@@ -18,9 +18,8 @@ from explorer.replay import REPLAYED, Records, Replayed, replay
 from explorer.verify import DIFFERS, NOT_CHECKED, Link, Outside
 from pipeline.audit import CHECKS, Audit, Check
 from pipeline.errors import LakeError
-from pipeline.judged_scores import JUDGED
 from pipeline.provenance import frame_hash
-from pipeline.scorers import ABLATION
+from pipeline.scorers import ABLATION, ASKED
 from pipeline.tables import OF_IMPORTS, TABLES, Table
 from resources.delta import DeltaLake, collect
 from resources.integrity import integrity
@@ -161,7 +160,9 @@ def _references(on: _Lake) -> Iterator[Check]:
         simulations = collect(
             on.scan("simulations", layer).select("explanation_id", "simulator", "exemplar_id", "request_ids", "missing_because")
         )  # fmt: skip
-        judgements = collect(on.scan("judgements", layer).select("explanation_id", "request_id", "missing_because"))
+        judgements = collect(
+            on.scan("judgements", layer).select("explanation_id", "request_id", "other_request_ids", "missing_because")
+        )
         ablations = collect(
             on.scan("ablations", layer).select(
                 "explanation_id", "simulator", "exemplar_id", "request_ids", "missing_because"
@@ -174,10 +175,11 @@ def _references(on: _Lake) -> Iterator[Check]:
         asked = explanations.filter(kept).get_column("request_id")
         others = explanations.get_column("other_request_ids").explode()
         played = simulations.filter(kept).get_column("request_ids").explode()
-        judged = judgements.filter(kept).get_column("request_id")
+        judged = judgements.filter(kept).get_column("request_id").to_list()
+        judged += judgements.filter(kept).get_column("other_request_ids").explode().drop_nulls().to_list()
         calibrated = ablations.get_column("request_ids").explode()
         valued = scores.filter(pl.col("value").is_not_null())
-        of_judges, of_ablations = pl.col("scorer").is_in(list(JUDGED)), pl.col("scorer") == ABLATION
+        of_judges, of_ablations = pl.col("scorer").is_in(list(ASKED)), pl.col("scorer") == ABLATION
         at = ["explanation_id", "simulator"]
         lost = {
             "scores of no explanation": scores.join(explanations, on="explanation_id", how="anti").height,

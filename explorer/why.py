@@ -18,9 +18,8 @@ import polars as pl
 
 from explorer.replay import Records
 from pipeline.errors import NeuronLedgerError
-from pipeline.judged_scores import JUDGED
 from pipeline.provenance import TAG
-from pipeline.scorers import ABLATION
+from pipeline.scorers import ABLATION, ASKED
 from pipeline.summary import MAIN
 from pipeline.tables import MISSING
 from resources.delta import DeltaLake, collect
@@ -68,7 +67,7 @@ def why(lake: DeltaLake, score: Mapping[str, Any]) -> list[Hop]:
     at: dict[str, Any] = {"layer": layer, "neurons": [neuron]}
     records = Records(lake)
     explanation = _one(lake.read("explanations", **at), pl.col("explanation_id") == score["explanation_id"])
-    judged = JUDGED.get(score["scorer"])
+    judged = ASKED.get(score["scorer"])
     answers = _simulations(lake, score) if judged is None else _judgements(lake, score, judged)
     replaced = _ablations(lake, score) if score["scorer"] == ABLATION else None
     fitted = [] if replaced is None else _asked_for(replaced)
@@ -277,14 +276,17 @@ def _ablations(lake: DeltaLake, score: Mapping[str, Any]) -> pl.DataFrame:
 
 def _judgements(lake: DeltaLake, score: Mapping[str, Any], scorer: str) -> pl.DataFrame:
     return lake.read("judgements", layer=score["layer"], neurons=[score["neuron"]]).filter(
-        (pl.col("explanation_id") == score["explanation_id"]) & (pl.col("scorer") == scorer)
+        (pl.col("explanation_id") == score["explanation_id"])
+        & (pl.col("scorer") == scorer)
+        & (pl.col("judge") == score["simulator"])
     )
 
 
 def _asked_for(answers: pl.DataFrame) -> list[str]:
     """The requests that simulations or judgements were read from."""
     if "request_id" in answers.columns:
-        return answers.get_column("request_id").to_list()
+        further = answers.get_column("other_request_ids").explode().drop_nulls()
+        return [*answers.get_column("request_id"), *further.unique(maintain_order=True)]
     return answers.get_column("request_ids").explode().drop_nulls().to_list()
 
 

@@ -108,7 +108,7 @@ def _measured(group: pl.DataFrame, scorer: str, *, seed: int) -> Iterator[dict[s
             if not given.any():
                 continue
             why = why or _kinds(truth[given])
-            values = _auc(truth[given], likely[given], of_items[:, given]) if why is None else values
+            values = auc(truth[given], likely[given], of_items[:, given]) if why is None else values
         elif why is None:
             values = _f1(truth, says, of_items) if measure == "_f1" else _balanced(truth, says, of_items)
             chance = _p(truth, says, seed=seed) if not measure else None
@@ -167,7 +167,7 @@ def _f1(truth: NDArray[np.bool_], says: NDArray[np.bool_], weights: Floats) -> F
     return np.asarray(found, dtype=np.float64)
 
 
-def _auc(truth: NDArray[np.bool_], likely: Floats, weights: Floats) -> Floats:
+def auc(truth: NDArray[np.bool_], likely: Floats, weights: Floats) -> Floats:
     """Area under the receiver operating characteristic: equal probabilities count half."""
     ahead = (likely[truth][:, None] > likely[~truth]) + 0.5 * (likely[truth][:, None] == likely[~truth])
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -160,7 +160,7 @@ def rows(asked: Asked, replies: Sequence[Reply], explanations: pl.DataFrame, *, 
         explanation = said[question.explanation_id]
         answers = parse(reply, len(question.items))
         likely = probabilities(reply)
-        for place, (item, (value, reason)) in enumerate(zip(question.items, answers, strict=True)):
+        for place, (shown, (value, reason)) in enumerate(zip(question.items, answers, strict=True)):
             probability = None if value is None else likely.get(place)
             found.append(
                 {
@@ -169,24 +169,25 @@ def rows(asked: Asked, replies: Sequence[Reply], explanations: pl.DataFrame, *, 
                     "scorer": question.scorer,
                     "judge": model,
                     "item": question.first + place,
-                    "sequence_id": item.sequence_id,
-                    "stratum": item.stratum,
-                    "marked_tokens": list(item.marks),
-                    "fits": item.fits,
+                    "sequence_id": shown.sequence_id,
+                    "stratum": shown.stratum,
+                    "marked_tokens": list(shown.marks),
+                    "fits": shown.fits,
                     "value": value,
                     "probability": probability,
                     "missing_because": reason,
                     "request_id": reply.request_id,
+                    "other_request_ids": None,
                     "identity": identity(
                         "judgement",
                         explanation=explanation["identity"],
-                        record=item.identity,
+                        record=shown.identity,
                         scorer=question.scorer,
                         judge=model,
                         prompt=PROMPT_HASHES[question.scorer],
                         request=reply.request_id,
                         place=place,
-                        marks=list(item.marks),
+                        marks=list(shown.marks),
                         value=value,
                         missing_because=reason,
                         **({} if probability is None else {"probability": probability}),
@@ -259,9 +260,9 @@ def _items(neuron: Sequence[Mapping[str, Any]], scorer: str, seed: int) -> list[
     active = [row for row in neuron if row["active"]]
     quiet = [row for row in neuron if not row["active"]]
     if scorer == "detection":
-        return [_item(row, fits=row["active"], marks=()) for row in (*active, *quiet)]
+        return [item(row, fits=row["active"], marks=()) for row in (*active, *quiet)]
     true = [_clear(row["scaled"]) for row in active]
-    found = [_item(row, fits=True, marks=marks) for row, marks in zip(active, true, strict=True)]
+    found = [item(row, fits=True, marks=marks) for row, marks in zip(active, true, strict=True)]
     if scorer == "fuzzing":
         count = int(np.ceil(np.mean([len(marks) for marks in true])))
         false = [(row, list(range(len(row["scaled"]))), count) for row in quiet]
@@ -274,11 +275,12 @@ def _items(neuron: Sequence[Mapping[str, Any]], scorer: str, seed: int) -> list[
         # Of a text that is marked nearly throughout there are no false marks.
         if len(places) >= count:
             drawn = _generator(seed, scorer, row["identity"]).choice(np.asarray(places), size=count, replace=False)
-            found.append(_item(row, fits=False, marks=tuple(sorted(drawn.tolist()))))
+            found.append(item(row, fits=False, marks=tuple(sorted(drawn.tolist()))))
     return found
 
 
-def _item(row: Mapping[str, Any], *, fits: bool, marks: tuple[int, ...]) -> Item:
+def item(row: Mapping[str, Any], *, fits: bool, marks: tuple[int, ...]) -> Item:
+    """One row of `texts_to_judge` as it is shown."""
     return Item(row["sequence_id"], row["stratum"], fits, marks, row["identity"])
 
 

@@ -204,7 +204,8 @@ class Request:
 
     model: str
     messages: tuple[tuple[str, str], ...]
-    """(role, text) pairs; one of role `prompt` alone is plain text to go on from, for an endpoint's completions."""
+    """(role, text) pairs; one of role `prompt` alone is plain text to go on from, for an endpoint's completions, and one of
+    role `embed` alone a text whose vector is asked for: the reply's text is a JSON list of numbers."""
     temperature: float
     max_tokens: int
     seed: int

@@ -1,43 +1,71 @@
 """Scorers: what a user may choose to score by, besides the formulas of `pipeline.scores`, which cost nothing.
 
-    detection, fuzzing, fuzzing_active   a language model judges texts           table `judgements`
-    ablation                             the simulation replaces the neuron      table `ablations`
+    detection, fuzzing, fuzzing_active   a language model judges texts                        table `judgements`
+    embedding:MODEL                      a model turns explanation and texts into vectors     table `judgements`
+    ablation                             the simulation replaces the neuron                   table `ablations`
 
 Each has scores of its own under its own name.
 """
 
 from collections.abc import Sequence
 
-from pipeline import judgements
+from pipeline import judged_scores, judgements, measured_scores
 from pipeline.errors import SettingsError
 
 ABLATION = "ablation"
-SCORERS = (*judgements.SCORERS, ABLATION)
+EMBEDDING = "embedding"
+SCORERS = (*judgements.SCORERS, EMBEDDING, ABLATION)
+WITH_MODEL = {EMBEDDING: "embedding:text-embedding-3-small, or embedding:local:FOLDER for an encoder in this process"}
+"""Those that ask a model of their own, and how that is written."""
+
+ASKED = {**judged_scores.JUDGED, **{name: scorer for scorer, names in measured_scores.NAMES.items() for name in names}}
+"""The names of scores that are made from judgements, each with the scorer of these."""
 
 
 def parse(text: str) -> tuple[str, ...]:
     """The scorers that a user names, separated by commas; none for an empty text.
 
     Raises:
-        SettingsError: a name is unknown, or there twice.
+        SettingsError: a name is unknown, or there twice, or a model is missing or out of place.
     """
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     for name in names:
-        if name not in SCORERS:
-            raise SettingsError(f"--scorers (={text!r}): there is no scorer {name!r}; those are {', '.join(SCORERS)}")
+        kind, model = named(name)
+        if kind not in SCORERS:
+            raise SettingsError(f"--scorers (={text!r}): there is no scorer {kind!r}; those are {', '.join(SCORERS)}")
+        if kind in WITH_MODEL and not model:
+            raise SettingsError(f"--scorers (={text!r}): {kind} needs a model's name, such as {WITH_MODEL[kind]}")
+        if kind not in WITH_MODEL and ":" in name:
+            raise SettingsError(f"--scorers (={text!r}): {kind} takes no model of its own; it asks the simulator's")
     if len(set(names)) < len(names):
         raise SettingsError(f"--scorers (={text!r}) names one of them twice")
     return names
 
 
+def named(name: str) -> tuple[str, str]:
+    """The scorer of a name as users write it, and the model that it asks, if it has one of its own."""
+    kind, _, model = name.partition(":")
+    return kind, model.strip()
+
+
+def asking(scorers: Sequence[str]) -> tuple[str, ...]:
+    """Those of them that ask a model about texts."""
+    return tuple(name for name in scorers if named(name)[0] != ABLATION)
+
+
 def judging(scorers: Sequence[str]) -> tuple[str, ...]:
-    """Those of them that ask a language model about texts."""
+    """Those of them that ask the simulator's model to judge texts."""
     return tuple(name for name in scorers if name in judgements.SCORERS)
+
+
+def measuring(scorers: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Those of them that measure texts by a model of their own: scorer and model."""
+    return tuple(named(name) for name in scorers if named(name)[0] in measured_scores.NAMES)
 
 
 def tables(scorers: Sequence[str]) -> tuple[str, ...]:
     """The tables that these scores are made from beside `simulations`, in the order of the hops."""
     return (
-        *(("judgements",) if judging(scorers) else ()),
+        *(("judgements",) if asking(scorers) else ()),
         *(("ablations",) if ABLATION in scorers else ()),
     )

@@ -27,7 +27,7 @@ what the others would say of chance depends on units. A score of simulations tha
 or more is null.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 
 from pipeline.ablation_scores import ablation_scores
 from pipeline.judged_scores import judged_scores
+from pipeline.measured_scores import measured_scores
 from pipeline.percentiles import on_percentiles
 from pipeline.permutation import p_values
 from pipeline.provenance import content_hash, identities
@@ -59,6 +60,7 @@ def scores(
     seed: int,
     judgements: pl.DataFrame | None = None,
     judged_by: Mapping[str, str] | None = None,
+    measured_by: Sequence[tuple[str, str]] = (),
     ablations: pl.DataFrame | None = None,
     ablated: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
@@ -66,7 +68,8 @@ def scores(
 
     An explanation that is missing has missing scores, for the same reason. `seed` draws the resamples, the same ones
     for every neuron, so that one neuron alone scores as it does among others. `judged_by` names the judge of each
-    scorer that has `judgements` (`pipeline.judged_scores`), and `ablated` are the explanations that should have
+    scorer that has `judgements` (`pipeline.judged_scores`), `measured_by` each scorer with a model of its own that has
+    some (`pipeline.measured_scores`), and `ablated` are the explanations that should have
     `ablations` (`pipeline.ablation_scores`).
     """
     grid = explanations.join(pl.DataFrame({"split": list(SETS)}), how="cross", maintain_order="left_right")
@@ -87,6 +90,9 @@ def scores(
     if judgements is not None and judged_by:
         judged = judged_scores(judgements, explanations, judged_by=judged_by, seed=seed)
         found = pl.concat([found, judged.select(found.columns)])
+    if judgements is not None and measured_by:
+        measured = measured_scores(judgements, explanations, measured_by=measured_by, seed=seed)
+        found = pl.concat([found, measured.select(found.columns)])
     if ablations is not None and ablated is not None:
         without = ablation_scores(ablations, ablated, seed=seed).drop("token_lookup", "token_linear")
         found = pl.concat([found, _with_baselines(without).select(found.columns)])

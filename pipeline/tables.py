@@ -477,7 +477,7 @@ simulations = Table(
 
 judgements = Table(
     name="judgements",
-    doc="One text held against one explanation by a language model: what it was asked, what is true, what it said.",
+    doc="One text held against one explanation by a model: what it was asked, what is true, what it said.",
     key=("layer", "explanation_id", "judge", "scorer", "item"),
     sort=("layer", "neuron", "polarity", "explanation_id", "judge", "scorer", "item"),
     reasons={"value": "missing_because"},
@@ -486,17 +486,27 @@ judgements = Table(
         "neuron": NEURON,
         "polarity": POLARITY,
         "explanation_id": EXPLANATION_ID,
-        "scorer": Column(pl.String, "`detection`, `fuzzing` or `fuzzing_active`; see `pipeline.judgements`"),
+        "scorer": Column(pl.String, "a scorer of `pipeline.scorers` that asks about texts, such as `detection`"),
         "judge": Column(pl.String, "the language model that was asked"),
         "item": Column(pl.Int32, "place of the text among those that the scorer reads of the neuron, from 0"),
         "sequence_id": SEQUENCE_ID,
         "stratum": STRATUM,
         "marked_tokens": Column(pl.List(pl.Int32), "positions of the marked tokens, from 0; none in `detection`"),
         "fits": Column(pl.Boolean, "what is true: the neuron is active on the text, or where the marks stand"),
-        "value": Column(pl.Float64, "what the judge said: 1 for yes, 0 for no", nullable=True),
+        "value": Column(
+            pl.Float64,
+            "what the judge said: 1 for yes, 0 for no; of `embedding` the cosine between the vectors, -1 to 1",
+            nullable=True,
+        ),
         "probability": Column(pl.Float64, "of yes, where the endpoint says so", nullable=True),
         "missing_because": MISSING_BECAUSE,
         "request_id": Column(pl.String, "the request in `language_calls`"),
+        "other_request_ids": Column(
+            pl.List(pl.String),
+            "further requests that it took, such as for the vector of the explanation",
+            nullable=True,
+            added=True,
+        ),
         **MADE,
     },
 )

@@ -27,7 +27,7 @@ from pipeline import prompts
 from pipeline.errors import SettingsError
 from pipeline.ports import Likely, Reply, Request, Usage
 from pipeline.provenance import content_hash
-from pipeline.scripted_tokens import ScriptedToken, around, tokens, top
+from pipeline.scripted_tokens import ScriptedToken, around, embedding, tokens, top
 from pipeline.tables import MISSING
 
 if TYPE_CHECKING:
@@ -279,6 +279,8 @@ class ScriptedLanguageModel:
             return Reply(request_id, None, self.reason)
         if request.messages[0][0] == "prompt":
             return _completed(request, request_id)
+        if request.messages[0][0] == "embed":
+            return Reply(request_id, json.dumps(embedding(request.messages[0][1])), None, model_served="scripted")
         question = request.messages[-1][1]
         told = request.messages[0][1]
         for name, file, reply_to in (

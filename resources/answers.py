@@ -4,12 +4,15 @@ An endpoint may send anything, so nothing here raises. A body without an answer 
 reasons in `pipeline.tables`, and more words where they help.
 """
 
+import base64
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from pipeline.ports import Likely
@@ -70,9 +73,17 @@ def read(status: int, body: bytes, request: str = "{}") -> Answer:
             elif asked.get("echo"):
                 prompt = asked["messages"][0][1]
                 text, likely = text.removeprefix(prompt), logprobs.at_places(likely, prompt, asked["echo"])
+        case {"data": [{"embedding": found}]}:
+            finish_reason, missing_because, error = None, None, None
+            text = _vector(found)
+            if text is None:
+                missing_because, error = "unparsable", "the embedding is no list of numbers"
+        case {"object": "list", "data": []}:
+            return Answer(missing_because="wrong_length", error="the body has no embedding")
         case _:
             return Answer(missing_because="unparsable", error=f"the body has no message: {_start(body)}")
     usage = value.get("usage")
+    completion_tokens = _count(usage, "completion_tokens")
     return Answer(
         text=text,
         missing_because=missing_because,
@@ -81,9 +92,23 @@ def read(status: int, body: bytes, request: str = "{}") -> Answer:
         finish_reason=finish_reason,
         prompt_tokens=_count(usage, "prompt_tokens"),
         cached_tokens=_count(usage, "prompt_tokens_details", "cached_tokens"),
-        completion_tokens=_count(usage, "completion_tokens"),
+        # An embedding has no reply in words.
+        completion_tokens=0 if completion_tokens is None and "data" in value else completion_tokens,
         likely=likely,
     )
+
+
+def _vector(value: Any) -> str | None:
+    """An embedding as a JSON list: numbers as they came, or what float32 in base 64 holds; None if it is neither."""
+    if isinstance(value, str):
+        try:
+            value = [float(str(one)) for one in np.frombuffer(base64.b64decode(value, validate=True), dtype="<f4")]
+        except ValueError:
+            return None
+    numbers = isinstance(value, list) and all(
+        isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in value
+    )
+    return json.dumps(value, separators=(",", ":")) if numbers and value else None
 
 
 def _parsed(body: bytes) -> Any:

@@ -439,7 +439,7 @@ class OpenAICompatible:
 
     def path(self, request: Request) -> str:
         """Where a request goes, below the base URL."""
-        return "/completions" if request.messages[0][0] == "prompt" else "/chat/completions"
+        return {"prompt": "/completions", "embed": "/embeddings"}.get(request.messages[0][0], "/chat/completions")
 
     def form(self) -> str:
         """How requests are written, of what endpoints differ in."""
@@ -447,6 +447,8 @@ class OpenAICompatible:
 
     def parameters(self, request: Request) -> dict[str, Any]:
         match request.messages:
+            case (("embed", text),):
+                return {"model": request.model, "input": _sendable(text), "encoding_format": "float"}
             case (("prompt", text),):
                 asked: dict[str, Any] = {
                     "model": request.model,
@@ -500,6 +502,11 @@ class OpenAICompatible:
                 unusable = (
                     f"{self.endpoint} forbids `{request.model}` to this key ({words}): "
                     "use another model, or a key that may use it"
+                )
+            case 404 if request.messages[0][0] == "embed":
+                unusable = (
+                    f"{self.endpoint} has no model `{request.model}`, or gives no embeddings ({words}): check the model's "
+                    "name in --scorers, or take an encoder in this process, `embedding:local:FOLDER`"
                 )
             case 404 if request.messages[0][0] == "prompt":
                 unusable = (

@@ -18,6 +18,7 @@ from pipeline.errors import LanguageModelError, SubjectError
 from pipeline.ports import LEAST_LOGPROB, Request
 from pipeline.provenance import content_hash
 from resources import checkpoint
+from resources.local_encoder import LocalEncoder
 from resources.model_folder import ModelFolder, first_line, quiet
 
 SCHEME = "local:"
@@ -57,6 +58,8 @@ class LocalModel:
 
     def respond(self, request: Request) -> bytes:
         """The answer to a request, as the body that an endpoint would send."""
+        if request.messages[0][0] == "embed":
+            return self._encoder.respond(request.messages[0][1], served=self.fingerprint)
         prompt = request.messages[0][1] if request.messages[0][0] == "prompt" else None
         ids, starts = self._chat(request.messages) if prompt is None else self._plain(prompt)
         begin = len(ids) - len(starts)
@@ -189,6 +192,10 @@ class LocalModel:
         return rows
 
     # What it is made of
+
+    @cached_property
+    def _encoder(self) -> LocalEncoder:
+        return LocalEncoder(self.name, self._folder)
 
     @cached_property
     def _folder(self) -> ModelFolder:

@@ -3,6 +3,7 @@
     explain.*.txt    what the explainer is told, and how a neuron's excerpts are laid before it
     simulate.*.txt   the same for the simulator; simulate-many.*.txt for the one that reads several excerpts at once
     simulate-prompt.txt  for simulators that complete a text in place of a chat
+    embed.query.txt  what stands before an explanation whose vector is asked for
     cases.json       worked cases for both; a token is "text" or ["text", activation], and 0 is left out
 
 Changing a letter of a file changes its hash, so results know which words made them.

@@ -21,3 +21,5 @@ def test_each_needs_its_own_tables():
     assert scorers.tables(()) == ()
     assert scorers.tables(("ablation", "detection")) == ("judgements", "ablations")
     assert scorers.judging(("ablation", "detection")) == ("detection",)
+    assert scorers.tables(("embedding:m",)) == ("judgements",)
+    assert scorers.measuring(("detection", "embedding:local:./m")) == (("embedding", "local:./m"),)
