@@ -1,7 +1,8 @@
 """The asset `explanations`: of every neuron, what its tokens say of it, and what a language model does if there is one."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -23,7 +24,7 @@ from pipeline.controls import CONTROLS, EMPTY, RANDOM, empty_explanations, rando
 from pipeline.evidence import CLEARLY
 from pipeline.evidence import evidence as gathered
 from pipeline.languages import ENGLISH
-from pipeline.ports import Lake, LanguageModel, Reply, SubjectModel, Usage
+from pipeline.ports import Answer, Lake, LanguageModel, Machines, Reply, SubjectModel, Usage
 from pipeline.rounds import Heard, Listening, Round, Rounds, driven, usual
 from pipeline.selection import Selection, selected
 from pipeline.texts import display, spelled, token_texts
@@ -169,6 +170,38 @@ def together(rows: pl.DataFrame, others: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([rows, others.select(rows.columns)])
 
 
+@dataclass(frozen=True)
+class Work:
+    """What is the same for every neuron of a layer."""
+
+    project: Project
+    model: str
+    layer: int
+    subject: SubjectModel
+    words: Mapping[int, str]
+
+
+def explained(
+    work: Work, piece: tuple[pl.DataFrame, Mapping[str, pl.DataFrame]], answer: Answer
+) -> tuple[pl.DataFrame, Usage, bool]:
+    """A language model's rows of some neurons, what they cost, and if the subject was heard. Runs on any machine."""
+    asked_about, tables = piece
+    usages, listened = [Usage()], False
+
+    def ask(asked: Round) -> Sequence[Reply]:
+        replies, usage = answer(asked.requests)
+        usages.append(usage)
+        return replies
+
+    def listen(asked: Listening) -> Sequence[Heard]:
+        nonlocal listened
+        listened = True
+        return heard(work.subject, asked, layer=work.layer, length=work.project.choices.length)
+
+    asking_rounds = rounds(work.project, asked_about, tables, model=work.model, words=work.words)
+    return driven(asking_rounds, ask, listen), sum(usages, Usage()), listened
+
+
 def make(
     context: dg.AssetExecutionContext,
     lake: Lake,
@@ -176,6 +209,7 @@ def make(
     subject: SubjectModel,
     project: Project,
     *,
+    machines: Machines,
     layer: int,
     neuron: int | None = None,
 ) -> tuple[Written, list[Any], dict[str, Any]]:
@@ -185,19 +219,18 @@ def make(
         settings=settings(project),
     ) as step:  # fmt: skip
         tables = {name: step.read(name, may_be_empty=name == "exemplars") for name in inputs(project)}
-        written = step.restored() or _explained(
-            step, lake, language, subject, project, tables, layer=layer, neuron=neuron
-        )
+        asked = partial(machines.ask, language=language, run_id=step.run_id)
+        written = step.restored() or _written(step, lake, asked, subject, project, tables, layer=layer, neuron=neuron)
     numbers: dict[str, Any] = {"neurons/explained": written.rows.drop_nulls("text").get_column("neuron").n_unique()}
     reasons = written.rows.drop_nulls("missing_because").group_by("missing_because").len().sort("missing_because")
     numbers |= {f"missing/{reason}": count for reason, count in reasons.iter_rows()}
     return written, check("explanations", written.rows, exemplars=tables["exemplars"]), numbers
 
 
-def _explained(  # noqa: PLR0917 (the first five are those of `make`)
+def _written(  # noqa: PLR0917 (the first five are those of `make`)
     step: Step,
     lake: Lake,
-    language: LanguageModel,
+    ask: Callable[..., Iterator[Any]],
     subject: SubjectModel,
     project: Project,
     tables: Mapping[str, pl.DataFrame],
@@ -209,23 +242,12 @@ def _explained(  # noqa: PLR0917 (the first five are those of `make`)
     rows, usage = baselines(tables), Usage()
     if (model := project.choices.explainer) is not None:
         asked_about = about(project, rows, tables, layer=layer, neuron=neuron)
-        usages: list[Usage] = []
-
-        def answer(asked: Round) -> Sequence[Reply]:
-            replies, usage = language.answer(asked.requests, run_id=step.run_id)
-            usages.append(usage)
-            return replies
-
-        def listen(asked: Listening) -> Sequence[Heard]:
+        work = Work(project, model, layer, subject, token_texts(tables["sequences"]))
+        found = list(ask(explained, work, pieces(asked_about, tables, batch=project.choices.batch)))
+        if any(listened for *_, listened in found):
             step.note_origin(subject=subject.provenance())
-            return heard(subject, asked, layer=layer, length=project.choices.length)
-
-        words = token_texts(tables["sequences"])
-        said = pl.concat(
-            driven(rounds(project, about_some, some, model=model, words=words), answer, listen)
-            for about_some, some in pieces(asked_about, tables, batch=project.choices.batch)
-        )
-        usage = sum(usages, Usage())
+        said = pl.concat(frame for frame, *_ in found)
+        usage = sum((paid for _, paid, _ in found), Usage())
         # A neuron alone has no others beside it but those that were explained before.
         others = said if neuron is None else lake.read("explanations", layer=layer)
         said = with_controls(project, said, others.filter(pl.col("explainer") == model), asked_about)
@@ -251,9 +273,10 @@ def define(project: Project) -> dg.AssetsDefinition:
         lake: dg.ResourceParam[Lake],
         language: dg.ResourceParam[LanguageModel],
         subject: dg.ResourceParam[SubjectModel],
+        machines: dg.ResourceParam[Machines],
     ) -> dg.MaterializeResult:
         layer, _ = parse_key(context.partition_key)
-        written, findings, numbers = make(context, lake, language, subject, project, layer=layer)
+        written, findings, numbers = make(context, lake, language, subject, project, machines=machines, layer=layer)
         return written.result(findings, extra=numbers)
 
     return explanations

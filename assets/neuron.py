@@ -13,7 +13,7 @@ from assets import ablations, exemplars, explanations, judgements, scores, simul
 from assets.project import Project, layer_key, parse_key
 from assets.spec import checks, described
 from assets.step import Written
-from pipeline.ports import Lake, LanguageModel, SubjectModel
+from pipeline.ports import Lake, LanguageModel, Machines, SubjectModel
 from pipeline.tables import TABLES
 
 BY_LAYER = dg.MultiToSingleDimensionPartitionMapping(partition_dimension_name="layer")
@@ -51,12 +51,13 @@ def define(project: Project) -> list[dg.AssetsDefinition]:
         lake: dg.ResourceParam[Lake],
         language: dg.ResourceParam[LanguageModel],
         subject: dg.ResourceParam[SubjectModel],
+        machines: dg.ResourceParam[Machines],
     ) -> dg.MaterializeResult:
         return _made(
             context,
             project,
             "explanations",
-            lambda **at: explanations.make(context, lake, language, subject, project, **at),
+            lambda **at: explanations.make(context, lake, language, subject, project, machines=machines, **at),
         )
 
     @dg.asset(
@@ -67,9 +68,13 @@ def define(project: Project) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext,
         lake: dg.ResourceParam[Lake],
         language: dg.ResourceParam[LanguageModel],
+        machines: dg.ResourceParam[Machines],
     ) -> dg.MaterializeResult:
         return _made(
-            context, project, "simulations", lambda **at: simulations.make(context, lake, language, project, **at)
+            context,
+            project,
+            "simulations",
+            lambda **at: simulations.make(context, lake, language, project, machines=machines, **at),
         )
 
     further: list[dg.AssetsDefinition] = []

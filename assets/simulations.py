@@ -1,18 +1,20 @@
 """The asset `simulations`: every explanation, played back on the exemplars that its explainer never saw."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
 from assets.pieces import pieces
-from assets.project import Project, parse_key
+from assets.project import Choices, Project, parse_key
 from assets.spec import checks, described
 from assets.step import Step, Written
 from pipeline import simulations as played_by_model
 from pipeline.baselines import simulations as baseline_rows
 from pipeline.checks import check
-from pipeline.ports import Lake, LanguageModel, Usage
+from pipeline.ports import Answer, Lake, LanguageModel, Machines, Usage
 from pipeline.texts import display
 
 CODE_VERSION = "1"
@@ -30,12 +32,37 @@ def settings(project: Project) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Work:
+    """What is the same for every neuron of a layer."""
+
+    choices: Choices
+    texts: Mapping[str, Sequence[str]]
+
+
+def simulated(
+    work: Work, piece: tuple[pl.DataFrame, Mapping[str, pl.DataFrame]], answer: Answer
+) -> tuple[pl.DataFrame, Usage]:
+    """The rows of some neurons' explanations, and what they cost. Runs on any machine."""
+    explanations, tables = piece
+    exemplars, choices = tables["exemplars"], work.choices
+    rows = baseline_rows(explanations, exemplars, tables["token_associations"])
+    if (model := choices.simulator) is None:
+        return rows, Usage()
+    way = choices.simulation
+    asked = played_by_model.requests(explanations, exemplars, work.texts, model=model, seed=choices.seed, way=way)
+    replies, usage = answer([request for _, request in asked])
+    played = played_by_model.rows(asked, replies, explanations, exemplars, model=model, way=way)
+    return pl.concat([rows, played.select(rows.columns)]), usage
+
+
 def make(
     context: dg.AssetExecutionContext,
     lake: Lake,
     language: LanguageModel,
     project: Project,
     *,
+    machines: Machines,
     layer: int,
     neuron: int | None = None,
 ) -> tuple[Written, list[Any], dict[str, Any]]:
@@ -46,22 +73,11 @@ def make(
     ) as step:  # fmt: skip
         explanations, exemplars = step.read("explanations"), step.read("exemplars", may_be_empty=True)
         tables = {"exemplars": exemplars, "token_associations": step.read("token_associations")}
-        model, way, seed = project.choices.simulator, project.choices.simulation, project.choices.seed
-        texts = display(step.read("sequences")) if model else {}
+        work = Work(project.choices, display(step.read("sequences")) if project.choices.simulator else {})
         if (written := step.restored()) is None:
-            frames, usage = [], Usage()
-            for said, some in pieces(explanations, tables, batch=project.choices.batch):
-                shown = some["exemplars"]
-                rows = baseline_rows(said, shown, some["token_associations"])
-                frames.append(rows.select(sorted(rows.columns)))
-                if model is None:
-                    continue
-                asked = played_by_model.requests(said, shown, texts, model=model, seed=seed, way=way)
-                replies, paid = language.answer([request for _, request in asked], run_id=step.run_id)
-                played = played_by_model.rows(asked, replies, said, shown, model=model, way=way)
-                frames.append(played.select(sorted(played.columns)))
-                usage += paid
-            written = step.write(pl.concat(frames), usage=usage)
+            some = pieces(explanations, tables, batch=project.choices.batch)
+            found = list(machines.ask(simulated, work, some, language, run_id=step.run_id))
+            written = step.write(pl.concat(rows for rows, _ in found), usage=sum((paid for _, paid in found), Usage()))
     numbers = {
         "data/simulations": len(written.rows),
         "data/simulations_missing": written.rows.get_column("expected").null_count(),
@@ -86,9 +102,10 @@ def define(project: Project) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext,
         lake: dg.ResourceParam[Lake],
         language: dg.ResourceParam[LanguageModel],
+        machines: dg.ResourceParam[Machines],
     ) -> dg.MaterializeResult:
         layer, _ = parse_key(context.partition_key)
-        written, findings, numbers = make(context, lake, language, project, layer=layer)
+        written, findings, numbers = make(context, lake, language, project, machines=machines, layer=layer)
         return written.result(findings, extra=numbers)
 
     return simulations

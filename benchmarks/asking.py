@@ -38,6 +38,7 @@ from benchmarks.scale import filled, lists
 from explorer.fake_endpoint import MODEL
 from resources.delta import DeltaLake
 from resources.language import OpenAICompatible
+from resources.machines import ThisMachine
 
 WINDOWS, TOKENS, WORDS, KINDS = 2_000, 64, 500, 97
 """Words of the made-up text are of so many kinds, and each neuron is strong on one of them."""
@@ -92,7 +93,12 @@ def measured(folder: Path, endpoint: "Endpoint", asked: argparse.Namespace) -> l
     )
     definitions = dg.Definitions(
         assets=[asset.define(project) for asset in (explanations, simulations, scores)],
-        resources={"lake": lake, "language": door, "subject": dg.ResourceDefinition.none_resource()},
+        resources={
+            "lake": lake,
+            "language": door,
+            "machines": ThisMachine(),
+            "subject": dg.ResourceDefinition.none_resource(),
+        },
         executor=dg.in_process_executor,
     )
     words = text()

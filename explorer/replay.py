@@ -34,6 +34,7 @@ from pipeline.tables import TABLES
 from resources import logprobs
 from resources.delta import collect
 from resources.language import sent
+from resources.machines import ThisMachine
 
 REPLAYED = {
     "exemplars": exemplars,
@@ -310,7 +311,8 @@ def _make(  # noqa: PLR0917 (all that a step is given)
 ) -> pl.DataFrame:
     """What the step of a table writes."""
     context: Any = SimpleNamespace(run=SimpleNamespace(run_id="replay"))
-    given = {"context": context, "lake": lake, "language": language, "subject": subject, "project": project, **at}
+    given: dict[str, Any] = {"context": context, "lake": lake, "language": language, "subject": subject}
+    given |= {"project": project, "machines": ThisMachine(), **at}
     make = {**REPLAYED, **WITH_SUBJECT}[table].make
     make(**{name: given[name] for name in inspect.signature(make).parameters})
     if lake.written is None:

@@ -296,6 +296,10 @@ class Price(Protocol):
         ...
 
 
+Answer = Callable[[Sequence[Request]], tuple[Sequence[Reply], Usage]]
+"""`LanguageModel.answer` within one run."""
+
+
 class QuotingLanguageModel(LanguageModel, Protocol):
     """One that says what it would send, and for how much."""
 
@@ -462,6 +466,25 @@ class Machines(Protocol):
 
         Raises:
             NeuronLedgerError: the machines cannot be reached or were lost too often; or what `work` raised.
+        """
+        ...
+
+    def ask(
+        self,
+        work: "Callable[[Any, Any, Answer], Any]",
+        shared: object,
+        pieces: "Iterable[Any]",
+        language: LanguageModel,
+        *,
+        run_id: str,
+    ) -> "Iterator[Any]":
+        """`work(shared, piece, answer)` of each piece, in their order; `answer` asks the language model.
+
+        Wherever they are worked on, what is kept is not asked for again, and the budget and the pace are those of all
+        together. Where a machine is lost, its piece is begun anew on another.
+
+        Raises:
+            NeuronLedgerError: as `reduce`, or the language model cannot be used.
         """
         ...
 

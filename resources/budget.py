@@ -72,6 +72,10 @@ class Budget:
         self.spent_usd += held_usd if usd is None else usd
         self.spent_tokens += held_tokens if tokens is None else tokens
 
+    def spend_as(self, other: "Budget") -> None:
+        """Take over what was spent of a copy of this budget."""
+        self.spent_usd, self.spent_tokens, self.is_used_up = other.spent_usd, other.spent_tokens, other.is_used_up
+
     def lost(self, request_id: str) -> None:
         """An attempt ran out of time. It may be charged for, so it counts at the most, and the next one holds as much."""
         usd, tokens = self._held.get(request_id, (0.0, 0))

@@ -1,22 +1,25 @@
 """A call: one question to the door, `answer`, with all its requests, from the first look to the last reply."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from pipeline.ports import Likely, Reply, Request
-from resources import answers
-from resources.journal import Journal, Received
+from resources import answers, logprobs
+from resources.desk import Kept
+from resources.journal import Received
 
 
 @dataclass
 class Call:
     """The state of one call of `answer`."""
 
-    journal: Journal
     run_id: str
     requests: dict[str, Request]
     replies: dict[str, Reply] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     flushes: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+    """Attempts at each request that brought no reply, in this run and earlier ones."""
     sent: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -35,6 +38,11 @@ class Call:
         """Settle a request by what came back."""
         answer = answers.read(received.status, received.body, received.request)
         self.settle(request_id, answer.text, answer.missing_because, answer.model_served, likely=answer.likely)
+
+    def take_kept(self, found: Iterable[Kept]) -> None:
+        """Settle requests by what the lake has."""
+        for request_id, text, missing_because, model_served, likely in found:
+            self.settle(request_id, text, missing_because, model_served, likely=logprobs.unpacked(likely))
 
     def settle(
         self,

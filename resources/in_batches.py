@@ -22,7 +22,7 @@ from resources.batch_files import Line
 from resources.batch_records import BatchRecord, BatchRecords, begun
 from resources.budget import Budget
 from resources.call import Call, Failed
-from resources.journal import Received
+from resources.journal import Journal, Received
 from resources.local_language import is_local
 from resources.prices import Price
 from resources.provider_batches import Ended, NotTaken, ProviderBatches
@@ -51,7 +51,7 @@ class Door(Protocol):
     def form(self) -> str: ...
     def batch_price(self, model: str) -> Price | None: ...
     def count(self, call: Call, received: Received) -> None: ...
-    def look_into_lake(self, call: Call) -> None: ...
+    def look_into_lake(self, call: Call, journal: Journal) -> None: ...
     def redacted(self, text: str) -> str: ...
     def without_key(self, body: bytes) -> bytes: ...
     def meaning(
@@ -62,10 +62,13 @@ class Door(Protocol):
 class InBatches:
     """The batches of one call, for one round."""
 
-    def __init__(self, door: Door, call: Call, client: openai.AsyncOpenAI, *, pause: Callable[[int], float]) -> None:
+    def __init__(
+        self, door: Door, call: Call, journal: Journal, client: openai.AsyncOpenAI, *, pause: Callable[[int], float]
+    ) -> None:
         self._door = door
         self._call = call
-        self._records = BatchRecords(call.journal)
+        self._journal = journal
+        self._records = BatchRecords(journal)
         self._batches = ProviderBatches(client, self._records, pause=pause, redacted=door.redacted, say=self._say)
         self._counts: dict[str, tuple[int, int]] = {}
         """By batch, how many of how many of its requests are answered."""
@@ -91,11 +94,11 @@ class InBatches:
             for task in tasks:
                 task.cancel()
             for name in self._claimed:
-                self._call.journal.release(name)
+                self._journal.release(name)
 
     def _claim(self, key: str) -> bool:
         name = f"batch {key}"
-        if not self._call.journal.claim(name):
+        if not self._journal.claim(name):
             return False
         self._claimed.append(name)
         return True
@@ -117,7 +120,7 @@ class InBatches:
                     if not taken or name not in taken:
                         self._door.budget.settled(name, usd=0.0, tokens=0)
                 if taken is None:
-                    self._door.look_into_lake(call)
+                    self._door.look_into_lake(call, self._journal)
                 elif taken:
                     yield record, b"".join(line for name, line in part if name in taken)
 
@@ -185,7 +188,7 @@ class InBatches:
             received.append(
                 Received(
                     name, door.endpoint, requests[name].model, text, line.status, door.without_key(line.body),
-                    seconds, call.journal.failures(name) + 1, now.isoformat(), call.run_id, record.batch_id,
+                    seconds, self._journal.failures(name) + 1, now.isoformat(), call.run_id, record.batch_id,
                 )
             )  # fmt: skip
         self._records.finish(key, received)
@@ -215,7 +218,7 @@ class InBatches:
 
     def _fail(self, name: str, reason: str, words: str) -> None:
         """Note that a request was not answered; if the call asked for it, it gets the reason."""
-        self._call.journal.log_failure(name, run_id=self._call.run_id, reason=reason, error=words)
+        self._journal.log_failure(name, run_id=self._call.run_id, reason=reason, error=words)
         if name in self._call.requests:
             self._call.sent += 1
             self._call.errors[name] = words

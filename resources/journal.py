@@ -17,6 +17,7 @@ after the lake has it.
 import fcntl
 import os
 import sqlite3
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -84,7 +85,9 @@ class Received:
 
 
 class Journal:
-    """The journal, open for one call. Use it in one thread, as a context manager; leaving it gives back all claims.
+    """The journal, open for one call. Use it as a context manager; leaving it gives back all claims.
+
+    It belongs to one thread, but for `keep`, which waits for the disk and may be called in any.
 
     Raises:
         LanguageModelError: the file is damaged, or was written by a later version.
@@ -92,6 +95,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._one_at_a_time = threading.Lock()
         self._owner = uuid.uuid4().hex
         self._pid = os.getpid()
         self._started = _start_of(self._pid) or ""
@@ -101,6 +105,8 @@ class Journal:
             self._create()
             # A lost claim costs nothing, a lost reply money: only replies wait for the disk.
             self.connection.execute("PRAGMA synchronous = FULL")
+            self._keeping = self._connect(any_thread=True)
+            self._keeping.execute("PRAGMA synchronous = FULL")
             self._claims = self._connect()
             self._claims.execute("PRAGMA synchronous = NORMAL")
         except sqlite3.DatabaseError as error:
@@ -123,6 +129,7 @@ class Journal:
             self._claims.execute("DELETE FROM claims WHERE owner = ?", (self._owner,))
         finally:
             self._claims.close()
+            self._keeping.close()
             self.connection.close()
 
     def claim(self, request_id: str) -> bool:
@@ -168,17 +175,17 @@ class Journal:
         """How often replies have moved to the lake."""
         return int(self.connection.execute("SELECT count FROM flushes").fetchone()[0])
 
-    def keep(self, received: Received) -> None:
-        """Write a reply to the disk, and give back its claim. Returns when the reply would survive a power cut."""
-        with transaction(self.connection):
-            self.add([received])
-            self.connection.execute("DELETE FROM claims WHERE request_id = ?", (received.request_id,))
+    def keep(self, *received: Received) -> None:
+        """Write replies to the disk, and give back their claims. Returns when they would survive a power cut."""
+        with self._one_at_a_time, transaction(self._keeping):
+            _add(self._keeping, received)
+            self._keeping.executemany(
+                "DELETE FROM claims WHERE request_id = ?", [(one.request_id,) for one in received]
+            )
 
     def add(self, received: Sequence[Received]) -> None:
         """Write replies within a transaction of the caller's."""
-        self.connection.executemany(
-            "INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [astuple(one) for one in received]
-        )
+        _add(self.connection, received)
 
     def log_failure(self, request_id: str, *, run_id: str, reason: str, error: str) -> None:
         """Note an attempt that brought no reply."""
@@ -209,8 +216,8 @@ class Journal:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(self._path, timeout=60, isolation_level=None)
+    def _connect(self, *, any_thread: bool = False) -> sqlite3.Connection:
+        return sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=not any_thread)
 
     def _create(self) -> None:
         version = self.connection.execute("PRAGMA user_version").fetchone()[0]
@@ -238,6 +245,12 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
+
+
+def _add(connection: sqlite3.Connection, received: Sequence[Received]) -> None:
+    connection.executemany(
+        "INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [astuple(one) for one in received]
+    )
 
 
 def _start_of(pid: int) -> str | None:

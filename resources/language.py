@@ -29,14 +29,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import openai
-import polars as pl
 
 from pipeline.errors import LanguageModelError, SettingsError
 from pipeline.ports import Lake, Progress, Reply, Request, Usage
 from pipeline.provenance import canonical_json, content_hash
-from resources import answers, logprobs
+from resources import answers
+from resources.batch_records import BatchRecords
 from resources.budget import Budget
 from resources.call import Call, Failed
+from resources.desk import Desk, Shared, kept
 from resources.in_batches import InBatches
 from resources.journal import Journal, Received
 from resources.local_language import SCHEME, LocalModel, is_local
@@ -137,17 +138,52 @@ class OpenAICompatible:
         ids = [self.request_id(request) for request in requests]
         with Journal(self._journal_path) as journal:
             self._flush(journal, run_id)
-            call = Call(journal=journal, run_id=run_id, requests=dict(zip(ids, requests, strict=True)))
-            self.look_into_lake(call)
+            call = Call(run_id=run_id, requests=dict(zip(ids, requests, strict=True)))
             try:
-                if call.unsettled():
-                    asyncio.run(self._settle_all(call))
+                asyncio.run(self._settle_here(call, journal))
             finally:
                 self._flush(journal, run_id)
+        return self._answered(call, ids)
+
+    def answer_far(self, requests: Sequence[Request], desk: Shared, *, run_id: str) -> tuple[Sequence[Reply], Usage]:
+        """As `answer`, with a desk that stands on another machine, which also moves replies to the lake."""
+        if not requests:
+            return [], Usage()
+        ids = [self.request_id(request) for request in requests]
+        call = Call(run_id=run_id, requests=dict(zip(ids, requests, strict=True)))
+        asyncio.run(self._settle_all(call, desk))
+        return self._answered(call, ids)
+
+    def may_be_spread(self) -> bool:
+        """Whether other machines may ask: batches, also those of earlier runs, are seen to by one process."""
+        if self.batch:
+            return False
+        with Journal(self._journal_path) as journal:
+            return not BatchRecords(journal).waiting()
+
+    def keeper(self) -> tuple[Path, str, Budget, int]:
+        """What a desk on this machine is made from, for those who ask on others."""
+        return self._journal_path.resolve(), self._lake.uri, self.budget, self._concurrency
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to other machines: neither what is open or loaded here, nor any key."""
+        here = {"_lake", "_local", "_computing", "progress"}
+        return {name: value for name, value in vars(self).items() if name not in here}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._local, self._computing, self.progress = {}, threading.Lock(), None
+
+    def flush(self, *, run_id: str) -> None:
+        """Move replies that others kept to the lake."""
+        with Journal(self._journal_path) as journal:
+            self._flush(journal, run_id)
+
+    def _answered(self, call: Call, ids: Sequence[str]) -> tuple[Sequence[Reply], Usage]:
         if call.unusable is not None:
-            kept = len(call.replies) - len(call.errors)
+            n_kept = len(call.replies) - len(call.errors)
             raise LanguageModelError(
-                f"{call.unusable}. {kept:,} of {len(call.requests):,} replies are kept; run again to ask for the rest"
+                f"{call.unusable}. {n_kept:,} of {len(call.requests):,} replies are kept; run again to ask for the rest"
             )
         if call.errors:
             log.warning(
@@ -159,7 +195,7 @@ class OpenAICompatible:
         replies = [call.replies[request_id] for request_id in ids]
         return replies, Usage(
             requests_sent=call.sent,
-            requests_kept=len(requests) - call.sent,
+            requests_kept=len(ids) - call.sent,
             prompt_tokens=call.prompt_tokens,
             completion_tokens=call.completion_tokens,
             cost_usd=call.cost_usd,
@@ -172,11 +208,11 @@ class OpenAICompatible:
             return []
         ids = [self.request_id(request) for request in requests]
         with Journal(self._journal_path) as journal:
-            call = Call(journal=journal, run_id="", requests=dict(zip(ids, requests, strict=True)))
+            call = Call(run_id="", requests=dict(zip(ids, requests, strict=True)))
             for request_id in call.requests:
                 if (received := journal.look(request_id)[0]) is not None:
                     call.take(request_id, received)
-            self.look_into_lake(call)
+            self.look_into_lake(call, journal)
         return [call.replies.get(request_id) for request_id in ids]
 
     def price(self, model: str) -> Price | None:
@@ -231,19 +267,11 @@ class OpenAICompatible:
     def asked(self, request: Request) -> dict[str, Any]:
         return sent(request, endpoint=self._endpoint_of(request.model))
 
-    def look_into_lake(self, call: Call) -> None:
+    def look_into_lake(self, call: Call, journal: Journal) -> None:
         """Take what the lake has of the call's open requests. Reads their rows only."""
         # The count comes first: a flush between the two makes us look again, and not miss a reply.
-        call.flushes = call.journal.flushes()
-        rows = (
-            self._lake.find(
-                "language_calls", pl.DataFrame({"request_id": call.unsettled()}, schema={"request_id": pl.String})
-            )
-            .select("request_id", "reply", "missing_because", "model_served", "logprobs")
-            .collect()
-        )
-        for request_id, text, missing_because, model_served, likely in rows.iter_rows():
-            call.settle(request_id, text, missing_because, model_served, likely=logprobs.unpacked(likely))
+        call.flushes = journal.flushes()
+        call.take_kept(kept(self._lake, call.unsettled()))
 
     def _flush(self, journal: Journal, run_id: str) -> None:
         """Move the journal's replies to the lake, those of runs that died included."""
@@ -257,73 +285,100 @@ class OpenAICompatible:
 
     # Asking
 
-    async def _settle_all(self, call: Call) -> None:
+    async def _settle_here(self, call: Call, journal: Journal) -> None:
+        pace = Pace(self._concurrency)
+        pace.limit = self._limit
+        desk = Desk(journal, lake=self._lake, budget=self.budget, pace=pace)
+        try:
+            await self._settle_all(call, desk, journal)
+        finally:
+            desk.close()
+        self._limit = pace.limit
+
+    async def _settle_all(self, call: Call, desk: Shared, journal: Journal | None = None) -> None:
+        """Settle all requests; batches only beside the `journal`."""
+        await self._look(call, desk)
         async with AsyncExitStack() as opened:
             count = -(-min(self._concurrency, len(call.requests)) // TO_A_CLIENT)
-            far = any(not is_local(request.model) for request in call.requests.values())
+            far = any(not is_local(call.requests[request_id].model) for request_id in call.unsettled())
             clients = [await opened.enter_async_context(self._client()) if far else None for _ in range(count)]
-            pace, pause = Pace(self._concurrency), FIRST_LOOK
-            pace.limit = self._limit
+            pause = FIRST_LOOK
             while (open_ids := call.unsettled()) and call.unusable is None:
                 settled_before = len(call.replies)
                 alone = [name for name in open_ids if not self.batch or is_local(call.requests[name].model)]
                 queue = iter(alone)
                 workers = min(self._concurrency, len(alone))
-                batches = [] if clients[0] is None else [InBatches(self, call, clients[0], pause=_pause).settle()]
+                batches = []
+                if clients[0] is not None and journal is not None:
+                    batches.append(InBatches(self, call, journal, clients[0], pause=_pause).settle())
                 await asyncio.gather(
                     *batches,
-                    *(self._work(call, clients[worker % count], queue, pace) for worker in range(workers)),
+                    *(self._work(call, clients[worker % count], queue, desk) for worker in range(workers)),
                 )
                 pause = FIRST_LOOK if len(call.replies) > settled_before else min(LONGEST_LOOK, 1.5 * pause)
                 if len(call.replies) == settled_before:
                     # All that is left is under way in other processes: wait for their replies.
                     await asyncio.sleep(pause)
-            self._limit = pace.limit
 
-    async def _work(self, call: Call, client: openai.AsyncOpenAI | None, queue: Iterator[str], pace: Pace) -> None:
+    async def _look(self, call: Call, desk: Shared) -> None:
+        """Take what the lake has of the call's open requests."""
+        call.flushes, found = await desk.kept(call.unsettled())
+        call.take_kept(found)
+
+    async def _work(self, call: Call, client: openai.AsyncOpenAI | None, queue: Iterator[str], desk: Shared) -> None:
         """Settle requests of the queue, which several workers share, as long as the endpoint can be used."""
         for request_id in queue:
             if call.unusable is not None:
                 return
-            if request_id in call.replies or not call.journal.claim(request_id):
+            if request_id in call.replies:
                 continue
-            received, flushes = call.journal.look(request_id)
-            if received is None and flushes != call.flushes:
-                self.look_into_lake(call)
-            if received is None and request_id not in call.replies and await self._admitted(call, request_id):
-                received = await self._send(call, client, request_id, pace)
-            call.journal.release(request_id)
+            claimed = await desk.claim(request_id)
+            if claimed.unusable is not None:
+                call.unusable = claimed.unusable
+            if not claimed.mine:
+                continue
+            received = claimed.received
+            if received is None and claimed.flushes != call.flushes:
+                await self._look(call, desk)
+            if received is None and request_id not in call.replies and await self._admitted(call, request_id, desk):
+                call.failures[request_id] = claimed.failures
+                received = await self._send(call, client, request_id, desk)
+            desk.release(request_id)
             if received is not None:
                 call.take(request_id, received)
 
-    async def _admitted(self, call: Call, request_id: str) -> bool:
+    async def _admitted(self, call: Call, request_id: str, desk: Shared) -> bool:
         """Whether the budget has room for a request, now or once others are settled; if not, that is its reply."""
         request = call.requests[request_id]
         try:
-            while not self.budget.admit(request_id, request, self.price(request.model)):
-                if self.budget.is_used_up:
-                    call.settle(request_id, None, "budget", None)
-                    return False
-                await asyncio.sleep(0.02)
+            if await desk.admit(request_id, request, self.price(request.model)):
+                return True
         except LanguageModelError as error:
             call.unusable = str(error)
             return False
-        return True
+        call.settle(request_id, None, "budget", None)
+        return False
 
     async def _send(
-        self, call: Call, client: openai.AsyncOpenAI | None, request_id: str, pace: Pace
+        self, call: Call, client: openai.AsyncOpenAI | None, request_id: str, desk: Shared
     ) -> Received | None:
         """Send one request until something comes back; None if nothing did, with the reason in the call."""
-        received = await self._attempts(call, client, request_id, pace)
+        received = await self._attempts(call, client, request_id, desk)
         if received is None:
-            self.budget.settled(request_id, usd=0.0, tokens=0)
+            desk.settled(request_id, usd=0.0, tokens=0)
             return None
-        call.journal.keep(received)
-        self.count(call, received)
+        await desk.keep(received)
+        usd, tokens = self._counted(call, received)
+        desk.settled(request_id, usd=usd, tokens=tokens)
         return received
 
     def count(self, call: Call, received: Received) -> None:
-        """Count what a reply cost."""
+        """Count what a reply cost, in the call and in the budget of this process."""
+        usd, tokens = self._counted(call, received)
+        self.budget.settled(received.request_id, usd=usd, tokens=tokens)
+
+    def _counted(self, call: Call, received: Received) -> tuple[float | None, int | None]:
+        """Count what a reply cost in the call; dollars and tokens, None where they are not known."""
         answer = answers.read(received.status, received.body, received.request)
         price = answers.price_of(
             self._prices, received.model, endpoint=self.endpoint, batch=received.batch_id is not None
@@ -334,10 +389,10 @@ class OpenAICompatible:
         call.cost_usd = None if call.cost_usd is None or paid is None else call.cost_usd + paid
         known = answer.prompt_tokens is not None and answer.completion_tokens is not None
         tokens = (answer.prompt_tokens or 0) + (answer.completion_tokens or 0)
-        self.budget.settled(received.request_id, usd=paid, tokens=tokens if known else None)
+        return paid, tokens if known else None
 
     async def _attempts(
-        self, call: Call, client: openai.AsyncOpenAI | None, request_id: str, pace: Pace
+        self, call: Call, client: openai.AsyncOpenAI | None, request_id: str, desk: Shared
     ) -> Received | None:
         request = call.requests[request_id]
         begun = time.monotonic()
@@ -347,16 +402,11 @@ class OpenAICompatible:
             if call.unusable is not None:
                 return None
             try:
-                async with pace.one():
+                async with desk.turn():
                     status, body = await self._ask(client, request)
             except Failed as failed:
-                if failed.reason == "rate_limited":
-                    pace.slower()
-                elif failed.reason == "timeout":
-                    # A server with too much to do at once says so by being late.
-                    pace.slower()
-                    self.budget.lost(request_id)
-                call.journal.log_failure(request_id, run_id=call.run_id, reason=failed.reason, error=failed.error)
+                desk.failed(request_id, run_id=call.run_id, reason=failed.reason, error=failed.error)
+                call.failures[request_id] += 1
                 call.silent = call.silent and not failed.heard
                 if failed.unusable is not None:
                     call.unusable = failed.unusable
@@ -375,7 +425,6 @@ class OpenAICompatible:
                 call.settle(request_id, None, failed.reason, None)
                 return None
             call.silent = False
-            pace.faster()
             return Received(
                 request_id=request_id,
                 endpoint=self._endpoint_of(request.model),
@@ -384,7 +433,7 @@ class OpenAICompatible:
                 status=status,
                 body=body,
                 seconds=time.monotonic() - begun,
-                attempts=call.journal.failures(request_id) + 1,
+                attempts=call.failures[request_id] + 1,
                 answered_at=datetime.now(UTC).isoformat(),
                 run_id=call.run_id,
             )

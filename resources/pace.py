@@ -26,15 +26,23 @@ class Pace:
     @asynccontextmanager
     async def one(self) -> AsyncIterator[None]:
         """Hold the place of one request."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._under_way < int(self.limit))
-            self._under_way += 1
+        await self.enter()
         try:
             yield
         finally:
-            async with self._changed:
-                self._under_way -= 1
-                self._changed.notify_all()
+            await self.leave()
+
+    async def enter(self) -> None:
+        """Wait for the place of one request."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._under_way < int(self.limit))
+            self._under_way += 1
+
+    async def leave(self) -> None:
+        """Give it back."""
+        async with self._changed:
+            self._under_way -= 1
+            self._changed.notify_all()
 
     def faster(self) -> None:
         """A reply came."""

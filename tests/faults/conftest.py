@@ -2,8 +2,19 @@
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray writes another address for 127.0.0.1
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONWARNINGS": "ignore",
+}
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +30,25 @@ def store() -> "Iterator[object]":
 
     with Store() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Two nodes on loopback, of one core each."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed (extra `scale`)")
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (ENVIRONMENT | {"KILLED_ONCE": str(tmp_path_factory.mktemp("killed") / "once")}).items():
+            patch.setenv(name, value)
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)]))
+        each = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+        running = Cluster(initialize_head=True, head_node_args=each | {"include_dashboard": False})
+        running.add_node(**each)
+        patch.setenv("RAY_ADDRESS", running.address)
+        yield running
+        ray.shutdown()
+        running.shutdown()
 
 
 _said: list[str] = []

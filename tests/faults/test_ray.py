@@ -24,14 +24,6 @@ from resources.subject import HuggingFaceSubject
 
 KEY = "sha256:" + "0" * 64
 LAYERS = (0, 1)
-ENVIRONMENT = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray writes another address for 127.0.0.1
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DISABLE_IMPORT_WARNING": "1",
-    "HF_HUB_OFFLINE": "1",
-    "PYTHONWARNINGS": "ignore",
-}
 
 
 @pytest.fixture(scope="module")
@@ -151,25 +143,6 @@ def killed_once(work: Work, windows: Any) -> Any:
 
 def refused(work: Work, windows: Any) -> Any:
     raise SubjectError("this subject is refused")
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Two nodes on loopback, of one core each."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed (extra `scale`)")
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (ENVIRONMENT | {"KILLED_ONCE": str(tmp_path_factory.mktemp("killed") / "once")}).items():
-            patch.setenv(name, value)
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)]))
-        each = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
-        running = Cluster(initialize_head=True, head_node_args=each | {"include_dashboard": False})
-        running.add_node(**each)
-        patch.setenv("RAY_ADDRESS", running.address)
-        yield running
-        ray.shutdown()
-        running.shutdown()
 
 
 @pytest.mark.filterwarnings("ignore")

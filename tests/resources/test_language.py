@@ -1,5 +1,6 @@
 """The door to language models, over real HTTP on loopback: nothing is paid for twice, and every fault has its name."""
 
+import asyncio
 import hashlib
 import os
 import signal
@@ -490,14 +491,15 @@ def test_a_reply_that_moved_to_the_lake_while_we_looked_is_not_paid_for_again(as
     """Another process answers and moves its reply after our look into the lake and before our claim."""
     with Endpoint() as endpoint:
         language = ask(endpoint.url)
-        look = language.look_into_lake
+        look = language._look
 
-        def look_then_be_overtaken(batch):
-            look(batch)
-            language.look_into_lake = look
-            ask(endpoint.url).answer(questions(0, 3), run_id="the other")
+        async def look_then_be_overtaken(call, desk):
+            await look(call, desk)
+            language._look = look
+            other = ask(endpoint.url)
+            await asyncio.to_thread(other.answer, questions(0, 3), run_id="the other")
 
-        language.look_into_lake = look_then_be_overtaken
+        language._look = look_then_be_overtaken
         replies, usage = language.answer(questions(0, 3), run_id="r")
 
     assert usage.requests_sent == 0
