@@ -97,7 +97,7 @@ def take_over(
     )
     total, done = foreign.count(form, folder), 0
     hashes: list[tuple[str, str]] = []
-    for batch in foreign.batches(form, folder, source=source):
+    for batch in foreign.batches(form, folder, source=source, tokenizer=conventions.get("tokenizer")):
         writer.add(batch)
         for file in batch.files:
             hashes.append((file["path"], file["sha256"]))
@@ -154,9 +154,8 @@ class _Writer:
     def add(self, batch: Batch) -> None:
         """Take a batch; its sequences and files are written before its rows, which name them."""
         self._sequence_rows(batch.sequences)
-        files = pl.DataFrame(
-            batch.files, schema={n: k for n, k in TABLES["imported_files"].schema.items() if n in batch.files[0]}
-        )
+        schema = {n: k for n, k in TABLES["imported_files"].schema.items() if n not in ("source", "identity", "run_id")}
+        files = pl.DataFrame(batch.files, schema=schema)
         self._files.append(
             files.with_columns(
                 pl.lit(self._source).alias("source"), pl.Series("identity", batch.file_identities, dtype=pl.String)

@@ -504,8 +504,10 @@ class Foreign(Protocol):
         """How many files (or parts of files) `batches` will have something to say of, as far as that is known."""
         ...
 
-    def batches(self, form: str, place: str, *, source: str) -> "Iterator[Batch]":
+    def batches(self, form: str, place: str, *, source: str, tokenizer: str | None = None) -> "Iterator[Batch]":
         """The rows of all files of a form under a folder, or of one file, layer by layer.
+
+        `tokenizer` is a folder with the tokenizer of those forms that have token ids; they stay ids without one.
 
         A file that is not of its form comes as rejected, and the others go on.
 

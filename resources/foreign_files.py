@@ -1,27 +1,33 @@
 """The files of other systems: found by the form of their paths, read and parsed by several processes.
 
 The forms are modules of `pipeline`; here files are opened, and what cannot be opened is a rejected file. Parsing is plain
-Python, so that a place in a bad file can be named; processes make up for it.
+Python, so that a place in a bad file can be named; processes make up for it. Only files of latents, which may be larger
+than memory, are read in pieces.
 """
 
 import gc
 import gzip
+import hashlib
 import io
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby, islice
 from multiprocessing import get_context
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from pipeline import delphi_import, imports, lines_import, neuronpedia_import, openai_import
+from pipeline import delphi_import, delphi_latents, imports, lines_import, neuronpedia_import, openai_import
 from pipeline.errors import FormError, SettingsError
 from pipeline.imports import Batch, Found
 from pipeline.ports import Foreign
+from pipeline.provenance import TAG
+from resources.latents_file import LatentsFile, vocabulary
 
 NEURONS = 128
 """Neurons whose files are a task of one process; the files of a neuron are never in two."""
@@ -41,6 +47,14 @@ FORMS: dict[str, tuple[re.Pattern[str], Parse]] = {
 """For each form what the paths of its files are like, and how one is parsed."""
 
 
+@dataclass(frozen=True)
+class Task:
+    """What one process reads at a time: the files of some neurons, or some of the latents of one file."""
+
+    names: tuple[str, ...]
+    latents: range | None = None
+
+
 class ForeignFiles(Foreign):
     """Files below folders of this machine. `processes` is how many parse; as many as there are CPUs unless given."""
 
@@ -49,14 +63,14 @@ class ForeignFiles(Foreign):
 
     def count(self, form: str, place: str) -> int:
         """How many files of the form there are."""
-        return sum(len(names) for names in _found(form, Path(place)))
+        return len({name for task in _found(form, Path(place)) for name in task.names})
 
-    def batches(self, form: str, place: str, *, source: str) -> Iterator[Batch]:
+    def batches(self, form: str, place: str, *, source: str, tokenizer: str | None = None) -> Iterator[Batch]:
         """The rows of all files of the form, layer by layer."""
         root = Path(place)
         tasks = _found(form, root)
         if len(tasks) == 1 or self._processes == 1:
-            yield from (parsed(form, root, names, source) for names in tasks)
+            yield from (parsed(form, root, task, source, tokenizer) for task in tasks)
             return
         # A forked process would inherit locks of threads that it does not have.
         with ProcessPoolExecutor(self._processes, mp_context=get_context("spawn"), initializer=_ready) as pool:
@@ -64,7 +78,9 @@ class ForeignFiles(Foreign):
             running: list[Future[Batch]] = []
 
             def start(count: int) -> None:
-                running.extend(pool.submit(parsed, form, root, names, source) for names in islice(waiting, count))
+                running.extend(
+                    pool.submit(parsed, form, root, task, source, tokenizer) for task in islice(waiting, count)
+                )
 
             start(self._processes * AHEAD)
             while running:
@@ -78,13 +94,15 @@ def _ready() -> None:
     gc.set_threshold(1_000_000)
 
 
-def parsed(form: str, root: Path, names: Sequence[str], source: str) -> Batch:
+def parsed(form: str, root: Path, task: Task, source: str, tokenizer: str | None = None) -> Batch:
     """The rows of some files, and what became of each."""
+    if task.latents is not None:
+        return _latents(root, task.names[0], task.latents, source, tokenizer)
     pattern, parse = FORMS[form]
     found: list[Found] = []
     files: list[dict[str, Any]] = []
     seen: dict[tuple[str | None, ...], str] = {}
-    for name in names:
+    for name in task.names:
         row: dict[str, Any] = {
             "path": name,
             "sha256": "",
@@ -121,7 +139,41 @@ def parsed(form: str, root: Path, names: Sequence[str], source: str) -> Batch:
     return imports.batch(found, files, source=source)
 
 
-def _found(form: str, root: Path) -> list[list[str]]:
+def _latents(root: Path, name: str, latents: range, source: str, tokenizer: str | None) -> Batch:
+    """The rows of some latents of one file. The file is told of with its first; a later part is only if it was rejected."""
+    path, match = _path(root, name), delphi_import.PATH.fullmatch(name)
+    assert match is not None  # noqa: S101 - it was found by this pattern
+    is_first = latents.start == int(match["first"])
+    row: dict[str, Any] = {
+        "path": name if is_first else f"{name}: latents {latents.start} to {latents.stop - 1}", "sha256": "", "size": 0,
+        "status": "imported", "reason": None, "offset_in_file": None,
+    }  # fmt: skip
+    found: list[Found] = []
+    try:
+        status = path.stat()
+        row |= {"sha256": _hash(path, status.st_mtime_ns, status.st_size), "size": status.st_size}
+        if len(latents) > LARGEST_FILE:
+            raise FormError(f"its name says that it is of {len(latents):,} latents; there may be {LARGEST_FILE:,}")
+        words = None if tokenizer is None else vocabulary(tokenizer)
+        cached = LatentsFile(path)
+        found.append(delphi_latents.parse(cached, match, latents, file=row["sha256"], words=words))
+    except FormError as error:
+        row |= {"status": "rejected", "reason": str(error)}
+    except OSError as error:
+        row |= {"status": "rejected", "reason": f"it cannot be read: {error.strerror or error}"}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        row |= {"status": "rejected", "reason": f"it is not of this form: {error}"}
+    files = [row] if is_first or row["status"] == "rejected" else []
+    return imports.batch(found, files, source=source)
+
+
+@lru_cache(maxsize=4)
+def _hash(path: Path, _changed: int, _size: int) -> str:
+    with path.open("rb") as file:
+        return TAG + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _found(form: str, root: Path) -> list[Task]:
     """The files of a form as tasks, layer by layer.
 
     Raises:
@@ -140,20 +192,37 @@ def _found(form: str, root: Path) -> list[list[str]]:
     )
     if len(roots) > 1:
         raise SettingsError(f"{root} holds several sets of data: {', '.join(roots[:5])}; import one of these folders")
+    tasks: list[tuple[int, int, Task]] = []
     neurons: dict[tuple[int, int], list[str]] = {}
+    hookpoints: dict[int, set[str]] = {}
     for name, match in sorted(matches.items()):
         named = match.groupdict()
-        neurons.setdefault((int(named.get("layer", 0)), int(named.get("neuron", named.get("batch", 0)))), []).append(
-            name
-        )
-    tasks: list[list[str]] = []
-    for _, layer in groupby(sorted(neurons), key=itemgetter(0)):
-        of_layer = list(layer)
+        layer = int(named.get("layer", 0))
+        if named.get("first") is None:
+            at = layer, int(named.get("neuron", named.get("batch", 0)))
+            neurons.setdefault(at, []).append(name)
+            continue
+        hookpoints.setdefault(layer, set()).add(named["hookpoint"])
+        first, end = int(named["first"]), int(named["last"]) + 1
+        width = NEURONS if end - first <= LARGEST_FILE else end - first
+        parts = [range(start, min(start + width, end)) for start in range(first, end, width)] or [range(first, first)]
+        tasks += [(layer, part.start, Task((name,), part)) for part in parts]
+    for layer, names_of in hookpoints.items():
+        if len(names_of) > 1:
+            raise SettingsError(
+                f"{root} holds latents of {' and '.join(sorted(names_of))}, which would all be neurons of layer {layer}; "
+                "import folders that hold one of them each, under a --source of its own"
+            )
+    for layer, some in groupby(sorted(neurons), key=itemgetter(0)):
+        of_layer = list(some)
         for start in range(0, len(of_layer), NEURONS):
-            tasks.append([name for at in of_layer[start : start + NEURONS] for name in neurons[at]])
-    return tasks
+            chosen = of_layer[start : start + NEURONS]
+            tasks.append((layer, chosen[0][1], Task(tuple(name for at in chosen for name in neurons[at]))))
+    return [task for _, _, task in sorted(tasks, key=lambda one: one[:2])]
 
 
+LARGEST_FILE = 2**22
+"""Most latents that one file may say it holds."""
 EXAMPLES = {
     "openai": "explanations/5/131.jsonl",
     "neuronpedia": "gpt2-small/5/explanations/batch-0.jsonl.gz",

@@ -181,6 +181,52 @@ def test_a_sequence_that_stands_in_two_simulations_is_taken_once_and_zeros_are_n
     }  # fmt: skip
 
 
+def counted(scorer, *rows):
+    found = frames(delphi(f"scores/{scorer}/layers.5.mlp_latent131.txt", list(rows)))["imported_scores"]
+    return {row["scorer"]: (row["value"], row["n_sequences"]) for row in found.to_dicts()}
+
+
+def test_an_intruder_test_that_failed_is_no_mistake():
+    done = [
+        {"interpretation": "", "sample": {"examples": []}, "prediction": said, "correct_index": 1, "correct": said == 1}
+        for said in (1, 1, 1, 0)
+    ]
+    failed = {"interpretation": "", "sample": None, "prediction": 0, "correct_index": -1, "correct": False}
+    assert counted("intruder", *done, failed) == {"delphi:intruder.accuracy": (0.75, 4)}
+    assert counted("intruder", failed) == {"delphi:intruder.accuracy": (None, 0)}
+
+
+def test_embeddings_are_scored_by_how_often_the_right_text_is_nearer():
+    activating = [{"text": "a", "distance": quantile, "similarity": value} for quantile, value in ((0, 0.9), (3, 0.5))]
+    others = [{"text": "b", "distance": -1.0, "similarity": value} for value in (0.5, 0.1)]
+    assert counted("embedding", *activating, *others) == {"delphi:embedding.auc": (0.875, 4)}
+    # A neighbour's distance may be 0.0, and is a float.
+    assert counted("embedding", activating[0], {"distance": 0.0, "similarity": 0.95}) == {
+        "delphi:embedding.auc": (0.0, 2)
+    }
+    assert counted("embedding", *others) == {"delphi:embedding.auc": (None, 2)}
+
+
+def test_examples_and_surprisal_give_means_under_names_that_say_so():
+    batches = [{"batch": {}, "delta_plus": plus, "delta_minus": minus} for plus, minus in ((0.5, -0.25), (0.25, 0.25))]
+    assert counted("example_embedding", *batches) == {
+        "delphi:example_embedding.mean_delta_plus": (0.375, 2), "delphi:example_embedding.mean_delta_minus": (0.0, 2),
+    }  # fmt: skip
+    texts = [
+        {
+            "text": "a",
+            "distance": 1,
+            "no_explanation": [3.0, 2.0],
+            "explanation": [1.0, 2.0],
+            "activations": [1.0, 0.0],
+        },
+        {"text": "b", "distance": -1.0, "no_explanation": [2.0], "explanation": [2.5], "activations": [0.0]},
+    ]
+    assert counted("surprisal", *texts) == {
+        "delphi:surprisal.mean_gain_activating": (1.0, 1), "delphi:surprisal.mean_gain_others": (-0.5, 1),
+    }  # fmt: skip
+
+
 def test_a_score_is_of_the_explanation_of_the_same_latent():
     said = frames(delphi("explanations/h.5_latent131.txt", "dogs"))["imported_explanations"]
     score = frames(delphi("scores/detection/h.5_latent131.txt", []))["imported_scores"]
@@ -191,7 +237,19 @@ def test_a_score_is_of_the_explanation_of_the_same_latent():
     ("path", "value", "said"),
     [
         ("explanations/layers.5.mlp_latent1.txt", 5, "must be text"),
-        ("scores/intruder/layers.5.mlp_latent1.txt", [], "of the kind `intruder` cannot be read"),
+        ("scores/recall/layers.5.mlp_latent1.txt", [], "of the kind `recall` cannot be read"),
+        (
+            "scores/intruder/layers.5.mlp_latent1.txt",
+            [{"sample": {}, "prediction": 1, "correct_index": 1}],
+            "must be True",
+        ),
+        ("scores/embedding/layers.5.mlp_latent1.txt", [{"similarity": 1.0, "distance": None}], "must be a number"),
+        ("scores/embedding/layers.5.mlp_latent1.txt", [{"similarity": "1"}], "similarity of part 0 must be a number"),
+        (
+            "scores/surprisal/layers.5.mlp_latent1.txt",
+            [{"no_explanation": [1.0], "explanation": [1.0, 2.0], "distance": 0}],
+            "must have 1 numbers, as without it, and has 2",
+        ),
         ("scores/fuzz/layers.5.mlp_latent1.txt", [{"activating": 1}], "must be true or false, not 1"),
         ("scores/fuzz/layers.5.mlp_latent1.txt", [{"activating": True, "prediction": "yes"}], "true, false or null"),
         ("scores/simulation/layers.5.mlp_latent1.txt", [{"scored_sequence_simulations": 1}], "must be a list"),
