@@ -139,7 +139,7 @@ def open_project(settings: Settings, subject: SubjectModel) -> Project:
             "--human-explanations needs a language model that simulates them; name one with --simulator"
         )
     chosen = scorers.parse(settings.scorers)
-    if scorers.judging(chosen) and not (settings.simulator or settings.explainer):
+    if scorers.on_simulator(chosen) and not (settings.simulator or settings.explainer):
         raise SettingsError("--scorers needs a language model that judges; name one with --simulator or --explainer")
     return Project(
         n_neurons=n_neurons,

@@ -10,7 +10,7 @@ import polars as pl
 from assets.project import Project, parse_key
 from assets.spec import checks, described
 from assets.step import Step, Written
-from pipeline import embedding, scorers
+from pipeline import embedding, intruder, scorers
 from pipeline import judgements as judged_by_model
 from pipeline.checks import check
 from pipeline.ports import Lake, LanguageModel, Reply, Request, Usage
@@ -18,8 +18,8 @@ from pipeline.texts import display
 
 CODE_VERSION = "1"
 INPUTS = ("sequences", "activations", "exemplars", "explanations")
-PROMPT_HASHES = {embedding.NAME: embedding.PROMPT_HASH}
-"""Of scorers that ask a model of their own."""
+PROMPT_HASHES = {module.NAME: module.PROMPT_HASH for module in (embedding, intruder)}
+"""Of scorers that measure texts."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ def settings(project: Project) -> dict[str, Any]:
     return {
         "scorers": list(chosen),
         # As freshness names whoever is asked.
-        **({"simulator": project.choices.simulator} if judging else {}),
+        **({"simulator": project.choices.simulator} if scorers.on_simulator(chosen) else {}),
         "seed": project.choices.seed,
         **({"probabilities": True} if judging and _likely(project) else {}),
         **{f"prompt of {name}": judged_by_model.PROMPT_HASHES[name] for name in judging},
-        **{f"prompt of {kind}": PROMPT_HASHES[kind] for kind, _ in scorers.measuring(chosen)},
+        **{f"prompt of {kind}": PROMPT_HASHES[kind] for kind, _ in scorers.measuring(chosen, None)},
     }
 
 
@@ -90,16 +90,25 @@ def questions(project: Project, inputs: Mapping[str, pl.DataFrame]) -> Iterator[
             [request for _, request in asked],
             lambda replies: judged_by_model.rows(asked, replies, said, model=model),
         )
-    for kind, model in scorers.measuring(chosen):
-        yield _measuring(kind, model, said, judged, texts)
+    for kind, model in scorers.measuring(chosen, project.choices.simulator):
+        yield _measuring(kind, model, said, judged, texts, seed=project.choices.seed)
 
 
 def _measuring(
-    kind: str, model: str, said: pl.DataFrame, judged: pl.DataFrame, texts: Mapping[str, Sequence[str]]
+    kind: str,
+    model: str,
+    said: pl.DataFrame,
+    judged: pl.DataFrame,
+    texts: Mapping[str, Sequence[str]],
+    *,
+    seed: int,
 ) -> Questions:
-    """What a scorer asks the model of its own."""
-    if kind != scorers.EMBEDDING:
-        raise ValueError(f"{kind} asks no model of its own")
+    """What a scorer that measures texts asks its model."""
+    if kind == scorers.INTRUDER:
+        hidden = intruder.requests(said, judged, texts, model=model, seed=seed)
+        return Questions(
+            [request for _, request in hidden], lambda replies: intruder.rows(hidden, replies, said, model=model)
+        )
     asked = embedding.requests(said, judged, texts, model=model)
     return Questions(asked.requests, lambda replies: embedding.rows(asked, replies, said, model=model))
 

@@ -50,7 +50,7 @@ def make(
         further = {name: step.read(name, may_be_empty=True) for name in more_inputs(project)}
         if "judgements" in further:
             more["judged_by"] = dict.fromkeys(scorers.judging(project.choices.scorers), project.choices.simulator)
-            more["measured_by"] = scorers.measuring(project.choices.scorers)
+            more["measured_by"] = scorers.measuring(project.choices.scorers, project.choices.simulator)
         if "ablations" in further:
             asked = project.choices.simulator is not None
             further["ablated"] = ablations.in_question(explanations, asked=asked)

@@ -17,6 +17,7 @@ from explorer.kept import Kept, Window
 from pipeline.controls import CONTROLS
 from pipeline.errors import LakeError, NeuronLedgerError
 from pipeline.scale import TOP, scale
+from pipeline.scorers import CHANCE
 from pipeline.scores import SCORERS, SETS
 from pipeline.tables import CHAIN, MISSING, STRATA, TABLES
 from resources.delta import collect
@@ -178,7 +179,10 @@ def _scored(scores: Iterable[Mapping[str, Any]], simulator: Any) -> dict[str, An
     return {
         "simulator": simulator,
         "splits": splits,
-        "scores": [{"scorer": scorer, "cells": [cells.get((scorer, split)) for split in splits]} for scorer in scorers],
+        "scores": [
+            {"scorer": scorer, "chance": CHANCE.get(scorer), "cells": [cells.get((scorer, split)) for split in splits]}
+            for scorer in scorers
+        ],
     }
 
 

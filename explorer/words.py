@@ -142,6 +142,7 @@ FRENCH: Mapping[str, str] = {
     "All scores, each by its own scorer": "Tous les scores, chacun par sa mesure",
     "simulated by": "simulé par",
     "scorer": "mesure",
+    "chance {value}": "hasard {value}",
     "texts, tokens": "textes, tokens",
     "Intervals are the middle 95 % of a bootstrap over texts. Scorers measure different things and are never averaged.": "Les intervalles sont les 95 % centraux d'un bootstrap sur les textes. Les mesures disent des choses différentes et ne sont jamais moyennées.",
     "The prompt and the reply, word for word": "L'invite et la réponse, mot pour mot",

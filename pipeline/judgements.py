@@ -261,7 +261,7 @@ def _items(neuron: Sequence[Mapping[str, Any]], scorer: str, seed: int) -> list[
     quiet = [row for row in neuron if not row["active"]]
     if scorer == "detection":
         return [item(row, fits=row["active"], marks=()) for row in (*active, *quiet)]
-    true = [_clear(row["scaled"]) for row in active]
+    true = [clear(row["scaled"]) for row in active]
     found = [item(row, fits=True, marks=marks) for row, marks in zip(active, true, strict=True)]
     if scorer == "fuzzing":
         count = int(np.ceil(np.mean([len(marks) for marks in true])))
@@ -274,7 +274,7 @@ def _items(neuron: Sequence[Mapping[str, Any]], scorer: str, seed: int) -> list[
     for row, places, count in false:
         # Of a text that is marked nearly throughout there are no false marks.
         if len(places) >= count:
-            drawn = _generator(seed, scorer, row["identity"]).choice(np.asarray(places), size=count, replace=False)
+            drawn = generator(seed, scorer, row["identity"]).choice(np.asarray(places), size=count, replace=False)
             found.append(item(row, fits=False, marks=tuple(sorted(drawn.tolist()))))
     return found
 
@@ -284,17 +284,17 @@ def item(row: Mapping[str, Any], *, fits: bool, marks: tuple[int, ...]) -> Item:
     return Item(row["sequence_id"], row["stratum"], fits, marks, row["identity"])
 
 
-def _clear(scaled: Sequence[float]) -> tuple[int, ...]:
+def clear(scaled: Sequence[float]) -> tuple[int, ...]:
     """The tokens that are marked: those above 0.3 of the strongest."""
     strongest = max(scaled)
     return tuple(place for place, activation in enumerate(scaled) if activation > MARKED_FROM * strongest)
 
 
 def _shuffled(items: Sequence[Item], drawn_by: Sequence[object]) -> list[Item]:
-    return [items[place] for place in _generator(*drawn_by).permutation(len(items)).tolist()]
+    return [items[place] for place in generator(*drawn_by).permutation(len(items)).tolist()]
 
 
-def _generator(*drawn_by: object) -> np.random.Generator:
+def generator(*drawn_by: object) -> np.random.Generator:
     """The same for the same words and numbers, whatever else is drawn, so that a neuron alone draws what it does among others."""
     return np.random.default_rng(list(hashlib.sha256(json.dumps(drawn_by).encode()).digest()))
 
@@ -327,7 +327,7 @@ def _beginning(scorer: str) -> Iterator[tuple[str, str]]:
         # The first excerpt of a case, those of others, the second excerpt, and it again with marks at the wrong words.
         excerpts = [(case.excerpts[0], 1), (other.excerpts[0], 0), (third.excerpts[0], 0), (case.excerpts[1], 1)]
         excerpts = excerpts[first:] + excerpts[:first]
-        shown = [([token for token, _ in excerpt], _clear([of for _, of in excerpt])) for excerpt, _ in excerpts]
+        shown = [([token for token, _ in excerpt], clear([of for _, of in excerpt])) for excerpt, _ in excerpts]
         answers = [answer for _, answer in excerpts]
         if scorer != "detection":
             tokens, marks = shown[-first]
@@ -339,7 +339,7 @@ def _beginning(scorer: str) -> Iterator[tuple[str, str]]:
 
 def _question(scorer: str, explanation: str, shown: Sequence[tuple[Sequence[str], Sequence[int]]]) -> str:
     lines = (
-        f"{place}: {prompts.as_data(''.join(tokens) if scorer == 'detection' else _pieces(tokens, marks))}"
+        f"{place}: {prompts.as_data(''.join(tokens) if scorer == 'detection' else pieces(tokens, marks))}"
         for place, (tokens, marks) in enumerate(shown)
     )
     return prompts.load(f"{_FILES[scorer]}.user.txt").fill(
@@ -347,14 +347,14 @@ def _question(scorer: str, explanation: str, shown: Sequence[tuple[Sequence[str]
     )
 
 
-def _pieces(tokens: Sequence[str], marks: Sequence[int]) -> list[str | list[str]]:
+def pieces(tokens: Sequence[str], marks: Sequence[int]) -> list[str | list[str]]:
     """A text in pieces: each marked token a list of its own, all that stands between them one string."""
-    pieces: list[str | list[str]] = []
+    found: list[str | list[str]] = []
     for place, token in enumerate(tokens):
         if place in marks:
-            pieces.append([token])
-        elif pieces and isinstance(pieces[-1], str):
-            pieces[-1] += token
+            found.append([token])
+        elif found and isinstance(found[-1], str):
+            found[-1] += token
         else:
-            pieces.append(token)
-    return pieces
+            found.append(token)
+    return found

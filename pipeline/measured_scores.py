@@ -1,13 +1,15 @@
 """Scores of texts to which a model gives a number, rather than a yes or no.
 
+    intruder        share of the quiet texts that are found among active ones (`pipeline.intruder`). By chance 0.2
     embedding_auc   share of pairs of an active and a quiet text in which the active one is nearer to the explanation; equal
                     ones count half. By chance 0.5. Delphi's embedding scorer keeps the similarities, and leaves it to
                     whoever reads them to take this area under the curve
 
-The interval is a cluster bootstrap by sequence. The p-value is the share of permutations of what is true among the texts
-that come out as high (Phipson and Smyth 2010).
+The interval is a cluster bootstrap by sequence. The p-value of an area is the share of permutations of what is true among
+the texts that come out as high (Phipson and Smyth 2010), that of `intruder` the exact binomial one of as many right picks.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pipeline.intruder import CHANCE
 from pipeline.judged_scores import AT, COVERAGE_LIMIT, auc
 from pipeline.judgements import written
 from pipeline.permutation import PERMUTATIONS
@@ -48,9 +51,23 @@ def _auc_chance(truth: Truth, values: Floats, seed: int) -> float:
     return float((1 + ((orders * ranks).sum(axis=1) >= ranks[truth].sum()).sum()) / (1 + PERMUTATIONS))
 
 
+def _share(_: Truth, values: Floats, weights: Floats) -> Floats:
+    """The mean of the values under each row of weights."""
+    return np.asarray((weights @ values) / weights.sum(axis=1), dtype=np.float64)
+
+
+def _picks_chance(_: Truth, values: Floats, __: int) -> float:
+    """The probability of as many right picks or more, if each is right with the probability `CHANCE`."""
+    n, right = len(values), int(values.sum())
+    return math.fsum(math.comb(n, k) * CHANCE**k * (1 - CHANCE) ** (n - k) for k in range(right, n + 1))
+
+
 MEASURES: dict[str, tuple[Measure, ...]] = {
+    "intruder": (Measure("intruder", "active_and_quiet", _share, _picks_chance),),
     "embedding": (Measure("embedding_auc", "active_and_quiet", auc, _auc_chance),),
 }
+NO_TEXTS = {"intruder": "too_few_texts"}
+"""Why an explanation has no judgements, where it is not `one_kind`."""
 NAMES = {scorer: tuple(one.name for one in measures) for scorer, measures in MEASURES.items()}
 """The names of each scorer's scores."""
 
@@ -81,8 +98,9 @@ def measured_scores(
                     "missing_because": None,
                 }
                 if group is None:
-                    reason = "one_kind" if row["explanation_id"] in with_text else row["missing_because"]
-                    cells |= {"simulator": "none" if reason != "one_kind" else model, "missing_because": reason}
+                    has_text = row["explanation_id"] in with_text
+                    reason = NO_TEXTS.get(scorer, "one_kind") if has_text else row["missing_because"]
+                    cells |= {"simulator": model if has_text else "none", "missing_because": reason}
                     cells["identity"] = identity(
                         "score", explanation=row["identity"], scorer=measure.name, model=model, reason=reason,
                         formula_version=FORMULA_VERSION,

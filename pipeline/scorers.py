@@ -1,6 +1,7 @@
 """Scorers: what a user may choose to score by, besides the formulas of `pipeline.scores`, which cost nothing.
 
     detection, fuzzing, fuzzing_active   a language model judges texts                        table `judgements`
+    intruder                             a language model looks for the text that is not of the neuron   the same
     embedding:MODEL                      a model turns explanation and texts into vectors     table `judgements`
     ablation                             the simulation replaces the neuron                   table `ablations`
 
@@ -9,14 +10,22 @@ Each has scores of its own under its own name.
 
 from collections.abc import Sequence
 
-from pipeline import judged_scores, judgements, measured_scores
+from pipeline import intruder, judged_scores, judgements, measured_scores
 from pipeline.errors import SettingsError
 
 ABLATION = "ablation"
 EMBEDDING = "embedding"
-SCORERS = (*judgements.SCORERS, EMBEDDING, ABLATION)
+INTRUDER = "intruder"
+SCORERS = (*judgements.SCORERS, INTRUDER, EMBEDDING, ABLATION)
 WITH_MODEL = {EMBEDDING: "embedding:text-embedding-3-small, or embedding:local:FOLDER for an encoder in this process"}
 """Those that ask a model of their own, and how that is written."""
+
+CHANCE = {
+    **{name: 0.5 for name in judged_scores.JUDGED if not name.endswith("_f1")},
+    "intruder": intruder.CHANCE,
+    "embedding_auc": 0.5,
+}
+"""What scores come to by chance alone, of those where that is known."""
 
 ASKED = {**judged_scores.JUDGED, **{name: scorer for scorer, names in measured_scores.NAMES.items() for name in names}}
 """The names of scores that are made from judgements, each with the scorer of these."""
@@ -58,9 +67,15 @@ def judging(scorers: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in scorers if name in judgements.SCORERS)
 
 
-def measuring(scorers: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Those of them that measure texts by a model of their own: scorer and model."""
-    return tuple(named(name) for name in scorers if named(name)[0] in measured_scores.NAMES)
+def measuring(scorers: Sequence[str], simulator: str | None) -> tuple[tuple[str, str], ...]:
+    """Those of them that measure texts: each with the model that it asks, its own or the simulator's."""
+    found = (named(name) for name in scorers)
+    return tuple((kind, model or simulator or "") for kind, model in found if kind in measured_scores.NAMES)
+
+
+def on_simulator(scorers: Sequence[str]) -> bool:
+    """Whether any of them asks the simulator's model."""
+    return any(not named(name)[1] for name in asking(scorers))
 
 
 def tables(scorers: Sequence[str]) -> tuple[str, ...]:

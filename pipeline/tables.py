@@ -36,6 +36,7 @@ MISSING = {
     "no_simulation": "no sequence of the split was simulated",
     "low_coverage": "too few tokens of the set have a usable prediction",
     "one_kind": "there are not both texts on which the neuron is active and others, so no judge can be right or wrong",
+    "too_few_texts": "there are too few texts on which the neuron is active, or none on which it is not, to hide one among others",
     "too_few_sequences": "there is no other sequence to find the neuron's units by",
     "not_causal": "the subject gives no next-token probabilities, as an encoder, so nothing can be ablated in it",
     "not_replaceable": "only neurons of MLPs can be replaced in the subject, not what other sites read",
@@ -495,7 +496,8 @@ judgements = Table(
         "fits": Column(pl.Boolean, "what is true: the neuron is active on the text, or where the marks stand"),
         "value": Column(
             pl.Float64,
-            "what the judge said: 1 for yes, 0 for no; of `embedding` the cosine between the vectors, -1 to 1",
+            "what the judge said: 1 for yes, 0 for no; of `intruder` 1 if it found the text; of `embedding` the cosine between "
+            "the vectors, -1 to 1",
             nullable=True,
         ),
         "probability": Column(pl.Float64, "of yes, where the endpoint says so", nullable=True),

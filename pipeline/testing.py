@@ -302,6 +302,7 @@ class ScriptedLanguageModel:
             ("simulate-many", "simulate-many.user.txt", _simulated_many),
             ("detect", "detect.user.txt", _judged),
             ("fuzz", "fuzz.user.txt", _judged),
+            ("intruder", "intruder.user.txt", _intruder),
         ):
             beginning = prompts.load(file).text.partition("$")[0]
             # A request for another language than English is told so at the end.
@@ -485,6 +486,16 @@ def _judged(question: str) -> str:
         marked = [firing for firing, (_, mark) in zip(fires, words, strict=True) if mark]
         answers.append([place, int(any(fires) if isinstance(shown, str) else 2 * sum(marked) > len(marked))])
     return json.dumps({"answers": answers})
+
+
+def _intruder(question: str) -> str:
+    """The number of the text whose marked words are least those of the others."""
+    marked = [
+        {piece[0].strip() for piece in json.loads(line.partition(": ")[2]) if isinstance(piece, list)}
+        for line in question.strip().splitlines()
+    ]
+    shared = [sum(len(words & other) for other in marked if other is not words) for words in marked]
+    return json.dumps({"intruder": min(range(len(shared)), key=shared.__getitem__)})
 
 
 def _predicted(explanation: str, numbered: Sequence[tuple[int, str]]) -> list[list[int]]:

@@ -3,6 +3,7 @@
     explain.*.txt    what the explainer is told, and how a neuron's excerpts are laid before it
     simulate.*.txt   the same for the simulator; simulate-many.*.txt for the one that reads several excerpts at once
     simulate-prompt.txt  for simulators that complete a text in place of a chat
+    intruder.*.txt   what a judge is told that looks for the text that is not of the neuron
     embed.query.txt  what stands before an explanation whose vector is asked for
     cases.json       worked cases for both; a token is "text" or ["text", activation], and 0 is left out
 

@@ -103,3 +103,15 @@ def test_each_model_has_scores_of_its_own_beside_all_others():
     assert ours.select("simulator", "value").rows() == [("m", 1.0), ("n", 0.0)]
     assert found.filter(pl.col("scorer") != "embedding_auc").equals(scores(empty, explained(), seed=0))
     assert np.unique(found["identity"]).size == len(found)
+
+
+def test_found_intruders_are_a_share_with_the_exact_p_of_luck():
+    from scipy.stats import binomtest
+
+    judgements = measured(*((False, found) for found in (1, 1, 1, 0, 1)), scorer="intruder")
+    row = scored(judgements, by=(("intruder", "m"),))["intruder"]
+    assert row["value"] == 0.8
+    assert row["p_value"] == pytest.approx(binomtest(4, 5, 0.2, alternative="greater").pvalue)
+    assert row["ci_low"] < 0.8 < row["ci_high"]
+    none = scored(judgements.clear(), by=(("intruder", "m"),))["intruder"]
+    assert (none["value"], none["missing_because"]) == (None, "too_few_texts")

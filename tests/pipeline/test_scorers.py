@@ -22,4 +22,9 @@ def test_each_needs_its_own_tables():
     assert scorers.tables(("ablation", "detection")) == ("judgements", "ablations")
     assert scorers.judging(("ablation", "detection")) == ("detection",)
     assert scorers.tables(("embedding:m",)) == ("judgements",)
-    assert scorers.measuring(("detection", "embedding:local:./m")) == (("embedding", "local:./m"),)
+    assert scorers.measuring(("detection", "embedding:local:./m", "intruder"), "gpt") == (
+        ("embedding", "local:./m"),
+        ("intruder", "gpt"),
+    )
+    assert scorers.on_simulator(("intruder",))
+    assert not scorers.on_simulator(("embedding:m", "ablation"))
