@@ -3,7 +3,8 @@
     with ExportFolder(Path("release")) as folder:
         folder.write("explanations/0/0.jsonl", b"...")
 
-After an error or Ctrl-C nothing is left; after a kill, a folder `.release.unfinished`, which the next export removes.
+After an error or Ctrl-C nothing is left; after a kill, a folder `.release.unfinished`, which the next export removes. An
+earlier export that was put aside to be replaced comes back then.
 """
 
 import hashlib
@@ -29,6 +30,10 @@ class ExportFolder(Folder):
 
     def __init__(self, path: Path, *, replace: bool = False) -> None:
         self.path = path.expanduser().resolve()
+        self._unfinished = self.path.with_name(UNFINISHED.format(self.path.name))
+        self._before = self.path.with_name(f"{self._unfinished.name}.replaced")
+        if self._before.exists() and not self.path.exists():
+            self._before.rename(self.path)
         if self.path.exists():
             is_export = self.path.is_dir() and (self.path / MARK).exists()
             is_empty = self.path.is_dir() and not any(self.path.iterdir())
@@ -36,7 +41,6 @@ class ExportFolder(Folder):
                 raise SettingsError(f"{self.path} is there already and is no export; give another folder")
             if is_export and not replace:
                 raise SettingsError(f"{self.path} holds an earlier export; give --replace to replace it")
-        self._unfinished = self.path.with_name(UNFINISHED.format(self.path.name))
         self._made: set[PurePosixPath] = set()
         self.files = 0
         self.bytes = 0
@@ -65,8 +69,9 @@ class ExportFolder(Folder):
         return path
 
     def __enter__(self) -> "ExportFolder":
-        if self._unfinished.exists():
-            shutil.rmtree(self._unfinished)
+        for old in (self._unfinished, self._before):
+            if old.exists():
+                shutil.rmtree(old)
         self._unfinished.mkdir(parents=True)
         (self._unfinished / MARK).touch()
         return self
@@ -78,11 +83,9 @@ class ExportFolder(Folder):
             shutil.rmtree(self._unfinished, ignore_errors=True)
             return
         if self.path.exists():
-            before = self.path.with_name(UNFINISHED.format(self.path.name) + ".replaced")
-            shutil.rmtree(before, ignore_errors=True)
-            self.path.rename(before)
+            self.path.rename(self._before)
             self._unfinished.rename(self.path)
-            shutil.rmtree(before)
+            shutil.rmtree(self._before)
         else:
             self._unfinished.rename(self.path)
         descriptor = os.open(self.path.parent, os.O_RDONLY)
