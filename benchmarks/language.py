@@ -2,44 +2,83 @@
 
     python -m benchmarks.language --concurrency 200 --milliseconds 200 --requests 2000
 
-The endpoint is a process of its own on this machine, which thinks for the given time and answers every request alike,
-with the 64 numbers of a simulation. It takes part of the processor; on two cores the figure is one of both.
+The endpoint is a process of its own on this machine, which waits for the given time and answers every request alike, with
+the 64 numbers of a simulation. It does as little as it can, and takes a core of its own where there is one to spare.
 """
 
 import argparse
+import asyncio
 import json
+import re
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-
-import uvicorn
+from typing import cast
 
 from benchmarks.figures import Figure, as_json, as_text
-from explorer.fake_endpoint import MODEL, FakeEndpoint
 from pipeline.json_simulator import parse
-from pipeline.ports import Reply, Request, Usage
+from pipeline.ports import Request
 from resources.delta import DeltaLake
 from resources.language import OpenAICompatible
 
 GOAL = 0.9
+MODEL = "scripted"
 TOKENS = 64
 
 
-@dataclass
-class Alike:
-    """A language model that gives every request the same simulation."""
+def _answer() -> bytes:
+    """The answer to everything: a simulation, as chat endpoints send it."""
+    content = json.dumps({"activations": [[place, 0] for place in range(TOKENS)]})
+    message = {"role": "assistant", "content": content, "refusal": None}
+    body = json.dumps(
+        {
+            "id": "chatcmpl-0",
+            "object": "chat.completion",
+            "created": 0,
+            "model": MODEL,
+            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+            "usage": {"prompt_tokens": 500, "completion_tokens": 200, "total_tokens": 700},
+        }
+    ).encode()
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
 
-    text: str = field(default=json.dumps({"activations": [[place, 0] for place in range(TOKENS)]}))
 
-    def answer(self, requests: Sequence[Request], *, run_id: str) -> tuple[Sequence[Reply], Usage]:  # noqa: ARG002
-        return [Reply("", self.text, None) for _ in requests], Usage()
+class Alike(asyncio.Protocol):
+    """One connection to the endpoint."""
+
+    answer = _answer()
+    seconds = 0.2
+
+    def __init__(self) -> None:
+        self._received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Answer later, once a request is whole."""
+        self._received += data
+        head, end, body = self._received.partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: *(\d+)", head, re.IGNORECASE)
+        if end and len(body) >= (int(length[1]) if length else 0):
+            self._received = b""
+            asyncio.get_running_loop().call_later(self.seconds, self._send)
+
+    def _send(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(self.answer)
+
+
+async def _serve(port: int, seconds: float) -> None:
+    Alike.seconds = seconds
+    server = await asyncio.get_running_loop().create_server(Alike, "127.0.0.1", port, backlog=2_000)
+    await server.serve_forever()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,8 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--serve", type=int, metavar="PORT", help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     if asked.serve is not None:
-        endpoint = FakeEndpoint(seconds=asked.milliseconds / 1e3, language=Alike())  # type: ignore[arg-type]
-        uvicorn.run(endpoint.app(), host="127.0.0.1", port=asked.serve, log_level="critical")
+        asyncio.run(_serve(asked.serve, asked.milliseconds / 1e3))
         return
     figure = throughput(asked.requests, asked.concurrency, asked.milliseconds)
     print(as_json([figure]) if asked.json else as_text(figure))
@@ -105,7 +143,7 @@ def _questions(count: int, *, prefix: str = "question") -> list[Request]:
 def _wait_for(port: int) -> None:
     for _ in range(500):
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/counts").close()
+            socket.create_connection(("127.0.0.1", port)).close()
         except OSError:
             threading.Event().wait(0.02)
         else:

@@ -25,7 +25,7 @@ MAY_SEE = {
 """A file's own entry stands before that of its room."""
 
 OUTSIDE_ONLY = {
-    "dagster", "dagster_graphql", "dagster_webserver", "deltalake", "openai", "httpx", "requests", "urllib", "http", "socket",
+    "dagster", "dagster_graphql", "dagster_webserver", "deltalake", "openai", "aiohttp", "httpx", "requests", "urllib", "http", "socket",
     "click", "rich", "starlette", "uvicorn", "jinja2", "pydantic", "pydantic_settings", "sqlite3", "os", "pathlib", "time", "datetime",
     "subprocess", "asyncio",
 }  # fmt: skip

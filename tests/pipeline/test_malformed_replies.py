@@ -24,7 +24,7 @@ from pipeline.provenance import canonical_json
 from pipeline.scripted_tokens import tokens
 from pipeline.tables import MISSING
 from pipeline.testing import likely_of
-from resources import language
+from resources import answers
 
 N_TOKENS = 12
 PAIRS = [[index, value] for index, value in enumerate([0, 10, 1, 7, 0, 0, 0, 2, 0, 0, 3, 10])]
@@ -140,7 +140,7 @@ ECHOED = canonical_json({"echo": [1, 2], "logprobs": 20, "messages": [["prompt",
 
 def read_body(text):
     for request in ("{}", ECHOED, canonical_json({"logprobs": 5})):
-        answer = language._read(200, text.encode("utf-8", errors="surrogatepass"), request)
+        answer = answers.read(200, text.encode("utf-8", errors="surrogatepass"), request)
         assert answer.missing_because is None or answer.missing_because in MISSING
         assert answer.text is not None or answer.missing_because is not None
         for one in answer.likely or ():
@@ -176,5 +176,5 @@ def test_good_replies_are_read_by_what_reads_them():
     likely = likely_of(tokens(GOOD["json"]))
     assert logprobs_simulator.parse(said(GOOD["json"], likely=likely), N_TOKENS).coverage == 1
     assert methods.read("token-activation-pairs", said(GOOD["explanation"])) == (("names of cats, and of dogs",), None)
-    assert language._read(200, GOOD["chat"].encode()).text == "yes"
-    assert len(language._read(200, GOOD["completion"].encode(), ECHOED).likely) == 2
+    assert answers.read(200, GOOD["chat"].encode()).text == "yes"
+    assert len(answers.read(200, GOOD["completion"].encode(), ECHOED).likely) == 2

@@ -600,7 +600,7 @@ def test_a_check_of_a_server_that_is_not_there_says_so(ask):
     found = ask("http://127.0.0.1:9/v1").check("m")
 
     assert not found["reachable"]
-    assert "ConnectError" in found["error"]
+    assert "Cannot connect to host 127.0.0.1:9" in found["error"]
 
 
 def test_with_the_real_lake_nothing_is_paid_for_twice(tmp_path):
