@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from assets.freshness import Outside, State
     from assets.project import Project
     from assets.run import Outcome
+    from explorer.kept import Kept
     from explorer.verify import Link
     from pipeline.ports import Lake
     from resources.delta import DeltaLake
@@ -304,13 +305,21 @@ def ui(port: int, **flags: Any) -> None:
 @click.option(
     "--static", "folder", type=click.Path(path_type=Path), help="Write pages to this new folder, and serve nothing."
 )
-@click.option("--neurons", help="With --static: these neurons, such as 5:131,5:204.")
+@click.option("--against", help="Another lake, which /compare sets beside this one.")
+@click.option("--neurons", multiple=True, help="With --static: these neurons, such as 5:131,5:204; may be given again.")
 @click.option("--layers", "wanted", help="With --static: all neurons of these layers, such as 0-3,7.")
 @click.option("--speak", type=click.Choice(["en", "fr"]), default="en", show_default=True, help="With --static.")
 @settings_options
 @reported
 def explore(  # noqa: PLR0917 (click passes all by name)
-    port: int, host: str, folder: Path | None, neurons: str | None, wanted: str | None, speak: str, **flags: Any
+    port: int,
+    host: str,
+    folder: Path | None,
+    against: str | None,
+    neurons: tuple[str, ...],
+    wanted: str | None,
+    speak: str,
+    **flags: Any,
 ) -> None:
     """Look at the neurons in a browser: pages of this lake, on this machine only unless you say otherwise.
 
@@ -333,9 +342,10 @@ def explore(  # noqa: PLR0917 (click passes all by name)
     explorer = Explorer(
         Kept(lake), Staleness(lake, _looking(settings, lake)), home(), settings.instance / "explorer", given,
         settings.human_file, live=Live(lambda: open_subject(settings)), verifying=Verifying(_verifies(settings, lake)),
+        against=None if against is None else _other(against),
     )  # fmt: skip
     if folder is None:
-        if neurons is not None or wanted is not None:
+        if neurons or wanted is not None:
             raise SettingsError("--neurons and --layers choose what --static writes; give its folder too")
         token = os.environ.get("NEURONLEDGER_TOKEN") or None
         serve(explorer, host=host, port=port, token=token, said=lambda address:
@@ -343,12 +353,27 @@ def explore(  # noqa: PLR0917 (click passes all by name)
         return
     known = explorer.kept.layers().get_column("layer").to_list()
     layers = None if wanted is None else layer_range(wanted, max(known, default=-1) + 1)
-    named = [parse(name.strip()) for name in neurons.split(",")] if neurons else []
+    named = [parse(name.strip()) for some in neurons for name in some.split(",")]
     with TerminalProgress(diagnostics()) as progress:
         pages = site.write(explorer, folder, site.chosen(explorer, layers, named), language=speak,
                            progress=lambda done, total: progress("pages", done, total))  # fmt: skip
     explorer.staleness.close()
     click.echo(f"wrote {pages:,} pages; open {folder / 'index.html'}")
+
+
+def _other(uri: str) -> "Kept":
+    """Another lake, to compare with.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    from explorer.kept import Kept
+    from resources.delta import DeltaLake
+
+    lake = DeltaLake(uri)
+    if not lake.rows("subject_layers"):
+        raise SettingsError(f"--against (={uri!r}) is no lake; give the folder of one, such as lake/demo")
+    return Kept(lake)
 
 
 def faults(command: Callable[P, T]) -> Callable[P, T]:

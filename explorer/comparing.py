@@ -1,9 +1,9 @@
 """The command `compare`: two states of one lake, or two lakes, and what makes their scores differ."""
 
 import json
+import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import polars as pl
@@ -11,14 +11,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from explorer import compared
 from explorer.command import layer_range, main, reported, screen, settings_options
 from explorer.terminal import harmless
 from pipeline.comparison import PARTS, TABLES, Comparison
 from pipeline.errors import SettingsError
 from resources.settings import Settings, load
-
-if TYPE_CHECKING:
-    from resources.delta import DeltaLake
 
 SHOWN = 10
 """Neurons that are shown; `--json` has all."""
@@ -35,10 +33,10 @@ def compare(a: str, b: str, wanted: str | None, as_json: bool, **flags: Any) -> 
     """What differs between A and B, and how much of a score's difference is due to texts, words, simulator or weights.
 
     Each is a lake (`.` for the one of the settings), and may go on with @ and a run or a time, as in `.@0f3c` or
-    `.@2026-03-01T12:00`: the lake as it was after that run, or at that time (UTC unless it says otherwise). Nothing
-    is asked of a language model.
+    `.@2026-03-01T12:00`: the lake as it was after that run, or at that time (UTC unless it says otherwise); a commit
+    (`.@scores@7`) or a head of the ledger names one too. Nothing is asked of a language model.
     """
-    from pipeline.comparison import compare as compared
+    from pipeline.comparison import compare as of_two
 
     settings = load(**flags)
     sides = [_side(side, settings) for side in (a, b)]
@@ -48,7 +46,7 @@ def compare(a: str, b: str, wanted: str | None, as_json: bool, **flags: Any) -> 
     if not layers:
         raise SettingsError(f"{a} and {b} have no layer in common that was scored; run both first, or see `status`")
     kept = [{name: rows.filter(pl.col("layer").is_in(list(layers))) for name, rows in side.items()} for side in sides]
-    found = compared(*kept, seed=settings.seed)
+    found = of_two(*kept, seed=settings.seed)
     if as_json:
         click.echo(json.dumps({"a": a, "b": b, **found.as_dict()}))
         return
@@ -121,46 +119,17 @@ def _number(value: Any, *, sign: bool = False) -> str:
 
 def _side(named: str, settings: Settings) -> dict[str, pl.DataFrame]:
     """The tables of one side, at the version that it names."""
-    from resources.delta import DeltaLake, collect
+    from explorer.moments import LakeThen, moment
+    from resources.delta import DeltaLake
 
-    where, _, when = named.rpartition("@") if "@" in named else (named, "", "")
+    found = re.fullmatch(r"(.*)@([a-z_]+@[0-9]+)", named) or re.fullmatch(r"(.*)@([^@]*)", named)
+    where, when = (found[1], found[2]) if found else (named, "")
     lake = DeltaLake(settings.lake_uri if where in ("", ".") else where)
     if not lake.rows("scores"):
         raise SettingsError(f"{named!r} is no lake with scores; give the folder of one, or `.` for {settings.lake_uri}")
-    versions = _versions(lake, when) if when else {}
-    columns = {
-        "exemplars": ("layer", "neuron", "polarity", "exemplar_id", "sequence_id", "activations"),
-        "explanations": ("layer", "neuron", "polarity", "explanation_id", "text"),
-        "simulations": ("layer", "explanation_id", "simulator", "exemplar_id", "expected", "true"),
-        "scores": ("layer", "neuron", "polarity", "method", "simulator", "explanation_id", "scorer", "split", "value"),
-    }
-    return {name: collect(lake.scan(name, version=versions.get(name)).select(columns[name])) for name in TABLES}
-
-
-def _versions(lake: "DeltaLake", when: str) -> dict[str, int]:
-    """The version of each table after a run (its id, or how it begins), or at a time.
-
-    Raises:
-        SettingsError: there is no such run, or the lake had no scores at that time.
-    """
-    done = lake.read("materializations").filter((pl.col("status") == "done") & pl.col("version").is_not_null())
-    of_run = done.filter(pl.col("run_id").str.starts_with(when))
-    if of_run.get_column("run_id").n_unique() > 1:
-        raise SettingsError(f"{of_run.get_column('run_id').n_unique()} runs begin with {when!r}; write more of the id")
-    if len(of_run):
-        until = of_run.get_column("finished_at").max()
-    else:
-        try:
-            until = datetime.fromisoformat(when)
-        except ValueError:
-            latest = done.sort("finished_at").get_column("run_id").unique(maintain_order=True).to_list()[-3:]
-            raise SettingsError(
-                f"{when!r} is neither a run of {lake.uri} nor a time such as 2026-03-01T12:00; its last runs are "
-                f"{', '.join(run[:8] for run in latest)}"
-            ) from None
-        until = until if until.tzinfo else until.replace(tzinfo=UTC)
-    then = done.filter(pl.col("finished_at") <= until).group_by("table").agg(pl.col("version").max())
-    versions = dict(then.iter_rows())
-    if missing := [name for name in TABLES if name not in versions]:
+    if not when:
+        return compared.side(lake)
+    then = moment(lake, when)
+    if missing := [name for name in TABLES if name not in then.versions]:
         raise SettingsError(f"{lake.uri} had no {', '.join(missing)} yet at {when}; name a later run or time")
-    return versions
+    return compared.side(LakeThen(lake, then))

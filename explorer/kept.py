@@ -18,6 +18,8 @@ from pipeline.texts import token_texts
 from resources.delta import collect
 
 T = TypeVar("T")
+UNCHANGED = frozenset({"windows", "words"})
+"""The largest of what is kept, which hardly ever changes."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,23 @@ class Window:
 
 
 class Kept:
-    """A lake, and what was read of it once."""
+    """A lake, and what was read of it once.
 
-    def __init__(self, lake: Lake) -> None:
+    Of a lake as it was at some time, `now` is what is kept of today's: what did not change since is not read again.
+    """
+
+    def __init__(self, lake: Lake, now: "Kept | None" = None) -> None:
         self.lake = lake
+        self._now = now
         self._lock = RLock()
         self._kept: dict[str, tuple[Any, Any]] = {}
 
     def once(self, name: str, tables: Iterable[str], read: Callable[[], T]) -> T:
         """What `read` gives, read again only after one of these tables has changed."""
+        tables = list(tables)
         versions = tuple(self.lake.version(table) for table in tables)
+        if self._now is not None and name in UNCHANGED and versions == tuple(map(self._now.lake.version, tables)):
+            return self._now.once(name, tables, read)
         known = self._kept.get(name)
         if known is None or known[0] != versions:
             with self._lock:
@@ -94,14 +103,16 @@ class Kept:
 
     def write(self, table: str, layer: int, neuron: int, runs: Collection[str] | None) -> dict[str, Any] | None:
         """The last finished write of a table that holds this neuron's rows, of these runs if they are given."""
-        for row in self.once("writes", ["materializations"], self._writes).get(table, ()):
-            if (
-                row["layer"] in (layer, None)
-                and (runs is None or row["run_id"] in runs)
-                and (row["neurons"] is None or neuron in row["neurons"])
-            ):
-                return row
-        return None
+        mine = self.writes(table, layer, neuron)
+        return next((row for row in mine if runs is None or row["run_id"] in runs), None)
+
+    def writes(self, table: str, layer: int, neuron: int) -> list[dict[str, Any]]:
+        """The finished writes of a table that held this neuron's rows, the latest first."""
+        return [
+            row
+            for row in self.once("writes", ["materializations"], self._writes).get(table, ())
+            if row["layer"] in (layer, None) and (row["neurons"] is None or neuron in row["neurons"])
+        ]
 
     def _writes(self) -> Mapping[str, list[dict[str, Any]]]:
         """The finished writes of each table, the latest first."""

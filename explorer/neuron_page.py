@@ -84,6 +84,13 @@ def gather(
     }  # fmt: skip
 
 
+def must_be_there(kept: Kept, layer: int, neuron: int) -> None:
+    """Raises NotThereError unless the lake has this neuron."""
+    rows = kept.lake.scan("neuron_statistics", layer=layer, neurons=[neuron]).select("neuron")
+    if collect(rows).is_empty():
+        raise NotThereError(not_there(kept, layer, neuron))
+
+
 def not_there(kept: Kept, layer: int, neuron: int | None = None) -> str:
     """What the lake has instead, in a sentence."""
     known = dict(kept.layers().select("layer", "n_neurons").iter_rows())
@@ -328,10 +335,10 @@ def _compared(
     if simulator not in simulators:
         if simulator is not None:
             raise NotThereError(f"The simulator {simulator} did not simulate this explanation.")
-        simulator = simulators[0] if simulators else None
+        if not simulators:
+            return None
+        simulator = simulators[0]
     mine = mine.filter(pl.col("simulator") == simulator)
-    if mine.is_empty():
-        return None
     exemplars = {row["exemplar_id"]: row for row in rows["exemplars"].iter_rows(named=True)}
     maxima = rows["exemplars"].filter(pl.col("polarity") == chosen["polarity"]).get_column("scale_maximum").to_list()
     most = max(maxima, default=0.0)
@@ -555,12 +562,19 @@ def text(kept: Kept, layer: int, neuron: int, sequence_id: str) -> dict[str, Any
     }  # fmt: skip
 
 
-def snippet(uri: str, layer: int, neuron: int) -> str:
-    """Python that reads what the page shows."""
+def snippet(uri: str, layer: int, neuron: int, versions: Mapping[str, int] | None = None) -> str:
+    """Python that reads what the page shows; `versions` are those of the tables on a page of an older state."""
+    at = f"lake, at = {uri!r}, (pl.col('layer') == {layer}) & (pl.col('neuron') == {neuron})\n"
+    if versions is None:
+        return (
+            f"import polars as pl\n{at}"
+            f"tables = {{name: pl.scan_delta(f'{{lake}}/{{name}}').filter(at).collect() for name in {list(PARTS)!r}}}\n"
+        )
+    then = {name: versions[name] for name in PARTS if name in versions}
     return (
-        "import polars as pl\n"
-        f"lake, at = {uri!r}, (pl.col('layer') == {layer}) & (pl.col('neuron') == {neuron})\n"
-        f"tables = {{name: pl.scan_delta(f'{{lake}}/{{name}}').filter(at).collect() for name in {list(PARTS)!r}}}\n"
+        f"import polars as pl\n{at}versions = {then!r}\n"
+        "tables = {name: pl.scan_delta(f'{lake}/{name}', version=version).filter(at).collect()\n"
+        "          for name, version in versions.items()}\n"
     )
 
 

@@ -34,10 +34,15 @@ class Here:
     path: str = "/"
     query: Mapping[str, str] = field(default_factory=dict)
     language: str = "en"
-    kept: tuple[str, ...] = ("lang",)
+    kept: tuple[str, ...] = ("lang", "v")
     """What every link takes along."""
 
     is_static = False
+
+    @property
+    def is_old(self) -> bool:
+        """Whether it shows how the lake was, and not how it is: nothing can be said or noted there."""
+        return bool(self.query.get("v"))
 
     def url(self, path: str, **query: Any) -> str:
         """The address of another page."""

@@ -2,6 +2,8 @@
 
     /                   the lake                    /5                  one layer
     /5/131              one neuron                  /5/131/0123abcd     every token of one of its texts
+    /5/131/history      what changed of it          /5/131/compare      one neuron at two times, or in two lakes
+    /compare            two times, or two lakes
     /search             explanations by words       /random             a neuron by chance
     /reviews            verdicts beside scores      /help               keys and words
     /text               a text of one's own, read by the subject
@@ -12,15 +14,19 @@
     POST /5/131/verify          its numbers are computed again, in the background
     POST /5/131/explanation     an explanation of one's own becomes a line of a file, which a run reads
 
-With `.json` behind its path a page is what it shows, as JSON. A GET changes nothing.
+With `.json` behind its path a page is what it shows, as JSON; with `?v=`, how it was (see `explorer.moments`). A GET changes
+nothing.
 """
 
+import hashlib
 import json
 import re
 import socket
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -32,13 +38,14 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from explorer import lists, neuron_page, own_text, similar
+from explorer import compared, history, lists, neuron_page, own_text, similar
 from explorer.answers import LEVEL, Answer, Answers
 from explorer.guard import EMBEDDED, MOST_BYTES, Guard, check_address
 from explorer.index import FilterError, Filters, Index, best_words, index
 from explorer.kept import Kept
 from explorer.live import PATIENCE as PATIENCE_WITH_MODEL
 from explorer.live import Live
+from explorer.moments import LakeThen, Moment, moment
 from explorer.neuron_page import NotThereError
 from explorer.pages import Here, dressed, page
 from explorer.people import People, Verdicts
@@ -47,11 +54,19 @@ from explorer.verifying import Verifying
 from explorer.words import LANGUAGES, preferred, speaker
 from pipeline.errors import NeuronLedgerError, SettingsError
 from pipeline.reviews import ReviewError
+from resources.delta import DeltaLake
 
 STATIC = {"explorer.css": "text/css", "explorer.js": "text/javascript", "icon.svg": "image/svg+xml"}
 LARGEST_INDEX = 2**31 - 1
+MOMENTS_KEPT = 4
+AGAINST = "against"
+"""What the other lake is called in an address."""
 LONGEST = {"text": own_text.MOST_LETTERS}
 """Letters of a field of an address that links take along, where it is not 300."""
+
+
+class MomentError(NeuronLedgerError):
+    """An address names no moment of the lake."""
 
 
 class ElsewhereError(Exception):
@@ -76,6 +91,14 @@ class Explorer:
     answers: Answers = field(default_factory=Answers)
     verifying: Verifying = field(default_factory=Verifying)
     """Verifications that were asked for on pages."""
+    against: Kept | None = None
+    """Another lake, to compare with."""
+    moment: Moment | None = None
+    """When the lake was as these pages show it; None for today's."""
+    base: "Explorer | None" = None
+    """Today's pages, on those of a moment."""
+    _moments: "OrderedDict[tuple[str, int | None], Explorer]" = field(default_factory=OrderedDict)
+    _lock: Lock = field(default_factory=Lock)
 
     @property
     def people(self) -> People:
@@ -85,20 +108,23 @@ class Explorer:
     def app(self, *, names: Sequence[str] = (), token: str | None = None) -> Guard:
         """The server as an ASGI application, behind the guard."""
         routes = [
-            *self._both("/", "home", self.first),
-            *self._both("/search", "search", self.search),
-            *self._both("/reviews", "reviews", self.reviews),
-            *self._both("/text", "own", self.own),
+            *self._both("/", "home", Explorer.first),
+            *self._both("/search", "search", Explorer.search),
+            *self._both("/reviews", "reviews", Explorer.reviews),
+            *self._both("/text", "own", Explorer.own),
             Route("/random", self._random),
             Route("/static/{name}", self._static),
-            *self._both("/help", "help", lambda _: {}),
+            *self._both("/help", "help", lambda _, __: {}),
             Route("/{layer}/{neuron}/review", self._review, methods=["POST"]),
             Route("/{layer}/{neuron}/explanation", self._explained, methods=["POST"]),
             Route("/{layer}/{neuron}/verify", self._verify, methods=["POST"]),
-            *self._both("/{layer}/{neuron}/similar", "similar", self.similar),
-            *self._both("/{layer}/{neuron}/{sequence}", "text", self.text, state=self._state),
-            *self._both("/{layer}/{neuron}", "neuron", self.neuron, state=self._state),
-            *self._both("/{layer}", "layer", self.layer),
+            *self._both("/{layer}/{neuron}/similar", "similar", Explorer.similar),
+            *self._both("/compare", "compare", Explorer.compare, state=Explorer._states),
+            *self._both("/{layer}/{neuron}/compare", "compare_neuron", Explorer.compare_neuron, state=Explorer._states),
+            *self._both("/{layer}/{neuron}/history", "history", Explorer.history, state=Explorer._state),
+            *self._both("/{layer}/{neuron}/{sequence}", "text", Explorer.text, state=Explorer._state),
+            *self._both("/{layer}/{neuron}", "neuron", Explorer.neuron, state=Explorer._state),
+            *self._both("/{layer}", "layer", Explorer.layer),
         ]
         handlers: Mapping[Any, Callable[[Request, Exception], Response]] = {
             ElsewhereError: self._elsewhere, 404: self._missing, 405: self._missing, NeuronLedgerError: self._failed, OSError: self._failed,
@@ -109,6 +135,101 @@ class Explorer:
             exception_handlers=dict(handlers),
         )
         return Guard(inner, names=names, token=token)
+
+    # ---- how it was
+
+    def at(self, request: Request) -> "Explorer":
+        """The pages of the lake as it was at the moment that an address names; of today's without one.
+
+        Raises:
+            MomentError: it names none.
+        """
+        said = request.query_params.get("v", "").strip()[:100]
+        return self.then(said) if said else self
+
+    def then(self, said: str) -> "Explorer":
+        """The pages of the lake as it was at a moment.
+
+        Raises:
+            MomentError: it names none.
+        """
+        if self.base is not None:
+            return self.base.then(said)
+        key = said, self.kept.lake.version("materializations")
+        with self._lock:
+            known = self._moments.get(key)
+        if known is None:
+            if not isinstance(self.kept.lake, DeltaLake):
+                raise MomentError("this lake keeps no older versions")
+            try:
+                found = moment(self.kept.lake, said)
+            except SettingsError as error:
+                raise MomentError(str(error)) from error
+            lake = LakeThen(self.kept.lake, found)
+            folder = self.files / f"then-{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+            known = replace(
+                self, kept=Kept(lake, self.kept), staleness=Staleness(lake, None), files=folder, moment=found, base=self
+            )
+        with self._lock:
+            self._moments[key] = known
+            self._moments.move_to_end(key)
+            while len(self._moments) > MOMENTS_KEPT:
+                self._moments.popitem(last=False)
+        return known
+
+    def as_of(self) -> dict[str, Any]:
+        """What a page says of the moment that it shows; nothing on today's."""
+        return {} if self.moment is None else {"then": self.moment.as_dict()}
+
+    def history(self, request: Request) -> dict[str, Any]:
+        """What changed of one neuron, and when."""
+        layer, neuron = (_index(request.path_params[name]) for name in ("layer", "neuron"))
+        neuron_page.must_be_there(self.kept, layer, neuron)
+        lake = self.kept.lake
+        live = lake.today if isinstance(lake, LakeThen) else lake
+        if not isinstance(live, DeltaLake):
+            raise NotThereError("This lake keeps no older versions.")
+        until = None if self.moment is None else self.moment.versions
+        return history.changes(live, layer, neuron, until=until)
+
+    def sides(self, request: Request) -> tuple[Kept, Kept, dict[str, Any]]:
+        """The two that an address compares, and what they are called.
+
+        `a` and `b` are moments; empty is today's lake, and `against` the other lake that the server was started with.
+
+        Raises:
+            MomentError: a side names no moment, or there is no other lake.
+        """
+        today = self.base or self
+        found: list[Kept] = []
+        named: dict[str, Any] = {"against": None if self.against is None else self.against.lake.uri}
+        for side in ("a", "b"):
+            said = request.query_params.get(side, "").strip()[:100]
+            if said == AGAINST:
+                if self.against is None:
+                    raise MomentError("there is no other lake; start with `neuronledger explore --against LAKE`")
+                found.append(self.against)
+                named[side] = {"said": said, "uri": self.against.lake.uri, "moment": None}
+            else:
+                chosen = today.then(said) if said else today
+                found.append(chosen.kept)
+                named[side] = {"said": said, "uri": chosen.kept.lake.uri,
+                               "moment": None if chosen.moment is None else chosen.moment.as_dict()}  # fmt: skip
+        return found[0], found[1], named
+
+    def compare(self, request: Request) -> dict[str, Any]:
+        """Two moments, or two lakes; before two are chosen, only what there is to choose from."""
+        a, b, named = self.sides(request)
+        found = {"sides": named, "runs": history.runs((self.base or self).kept)}
+        if a is b:
+            return found | {"found": None}
+        return found | {"found": compared.summary(a, b, request.query_params)}
+
+    def compare_neuron(self, request: Request) -> dict[str, Any]:
+        """One neuron at two moments, or in two lakes."""
+        layer, neuron = (_index(request.path_params[name]) for name in ("layer", "neuron"))
+        a, b, named = self.sides(request)
+        return {"sides": named, "runs": history.runs((self.base or self).kept), **compared.neuron(a, b, layer, neuron)}
 
     # ---- what each page shows
 
@@ -166,6 +287,7 @@ class Explorer:
         people = self.people.of(layer, neuron, known=found["explanations"])
         return (
             found
+            | {"history": history.writes(self.kept, layer, neuron), "revised_from": history.tree(found["explanations"])}
             | {"people": people, "fresh": asdict(self.staleness.of(layer, patience=patience))}
             | {"verified": self.verifying.of(layer, neuron)}
             | self._around(found)
@@ -219,7 +341,9 @@ class Explorer:
                 "recompute": neuron_page.command(f"run --neurons {name}", self.flags),
                 "verify": neuron_page.command(f"verify {name}", self.flags),
                 "show": neuron_page.command(f"show {name}", self.flags),
-                "read": neuron_page.snippet(self.kept.lake.uri, layer, neuron),
+                "read": neuron_page.snippet(
+                    self.kept.lake.uri, layer, neuron, None if self.moment is None else self.moment.versions
+                ),
             },
         }
 
@@ -245,17 +369,19 @@ class Explorer:
         self,
         path: str,
         template: str,
-        shown: Callable[[Request], dict[str, Any]],
+        shown: "Callable[[Explorer, Request], dict[str, Any]]",
         *,
-        state: Callable[[Request], Hashable] | None = None,
+        state: "Callable[[Explorer, Request], Hashable] | None" = None,
     ) -> list[Route]:
         """A page, and the same as JSON. With a `state`, what it depends on besides its address, it is kept."""
 
         def as_json(request: Request) -> Answer:
-            return Answer.of(_json_of(shown(request)), "application/json")
+            then = self.at(request)
+            return Answer.of(_json_of(shown(then, request) | then.as_of()), "application/json")
 
         def as_html(request: Request) -> Answer:
-            here, found = self._here(request), shown(request)
+            then = self.at(request)
+            here, found = self._here(request), shown(then, request) | then.as_of()
             embedded = request.query_params.get("embed") == "1" and template == "neuron"
             body = dressed(template, here, found, embedded=embedded)
             headers = (
@@ -270,12 +396,23 @@ class Explorer:
                 if state is None:
                     return make(request).response(request)
                 here = self._here(request)
-                key = (make.__name__, here.path, tuple(sorted(here.query.items())), here.language, state(request))
+                key = (
+                    make.__name__,
+                    here.path,
+                    tuple(sorted(here.query.items())),
+                    here.language,
+                    state(self.at(request), request),
+                )
                 return self.answers.answer(key, lambda: make(request)).response(request)
 
             return answer
 
         return [Route(f"{path.rstrip('/') or '/index'}.json", kept(as_json)), Route(path, kept(as_html))]
+
+    def _states(self, _: Request) -> Hashable:
+        """What the pages that compare depend on besides their address."""
+        today = self.base or self
+        return today.kept.state(), None if self.against is None else self.against.state()
 
     def _state(self, request: Request) -> Hashable:
         """What the pages of a neuron depend on besides their address."""
@@ -294,7 +431,7 @@ class Explorer:
 
     def _random(self, request: Request) -> Response:
         """To a neuron by chance, among those that pass the filters."""
-        found = lists.chance(self.index(), Filters.of(request.query_params))
+        found = lists.chance(self.at(request).index(), Filters.of(request.query_params))
         address = self._here(request).url(f"/{found['layer']}/{found['neuron']}")
         return RedirectResponse(address, status_code=302, headers={"Cache-Control": "no-store"})
 
@@ -315,7 +452,7 @@ class Explorer:
 
     def _failed(self, request: Request, error: Exception) -> Response:
         # What is wrong with a form is the visitor's; a file of the project that cannot be read is not.
-        is_asked_wrongly = isinstance(error, FilterError | ReviewError) or (
+        is_asked_wrongly = isinstance(error, FilterError | ReviewError | MomentError) or (
             isinstance(error, SettingsError) and request.method == "POST"
         )
         status = 404 if isinstance(error, NotThereError) else 400 if is_asked_wrongly else 500
@@ -324,7 +461,8 @@ class Explorer:
     def _sorry(self, request: Request, status: int, said: str) -> Response:
         if request.url.path.endswith(".json"):
             return _json({"error": said}, status=status)
-        here = self._here(request)
+        # A moment that is none must not follow the visitor to the next page.
+        here = replace(self._here(request), kept=("lang",))
         t = speaker(here.language)
         title, said = t("Not found") if status in (404, 405) else t("This cannot be shown"), t(said)
         body = page("error", here, title=title, said=said, embedded=False)

@@ -16,6 +16,7 @@ import os
 import random
 import re
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -424,6 +425,46 @@ class DeltaLake(Lake):
         newest = -1 if found is None else found.version()
         return [_entry(version, self._actions(spec, version)) for version in range(newest, -1, -1)]
 
+    def version_at(self, table: str, moment: datetime) -> int | None:
+        """The version of a table that was the newest at a time, by the times in its commits; None if it had none then.
+
+        Raises:
+            LakeError: no such table, or it is damaged.
+        """
+        spec = declaration(table)
+        found = self._newest(spec)
+        if found is None:
+            return None
+        versions, until = range(found.version() + 1), round(moment.timestamp() * 1000)
+        version = bisect_right(versions, until, key=lambda version: self._stamp(spec, version)) - 1
+        return None if version < 1 + len(_constraints(spec)) else version
+
+    def written_at(self, table: str, version: int) -> datetime:
+        """When a version of a table was written.
+
+        Raises:
+            LakeError: no such table or version, or its commit is damaged.
+        """
+        return datetime.fromtimestamp(self._stamp(declaration(table), version) / 1000, UTC)
+
+    def commits_of(self, table: str, layer: int, neuron: int) -> Iterator[dict[str, Any]]:
+        """Those entries of `history` whose commits may have changed the rows of a neuron, newest first.
+
+        Raises:
+            LakeError: as in `history`, or an index is none.
+        """
+        spec = declaration(table)
+        part = Slice.of(spec, layer, [neuron])
+        found = self._newest(spec)
+        for version in range(-1 if found is None else found.version(), -1, -1):
+            actions = self._actions(spec, version)
+            paths = [action[kind]["path"] for action in actions for kind in ("add", "remove") if kind in action]
+            if any(path.startswith(f"layer={part.layer}/") for path in paths):
+                entry = _entry(version, actions)
+                neurons = entry["record"].get("neurons")
+                if neurons is None or neuron in neurons:
+                    yield entry
+
     def find_commit(self, table: str, commit_uuid: str, *, after: int = -1) -> int | None:
         """The version of the commit with this uuid, the newest versions looked at first; None if there is none.
 
@@ -779,6 +820,15 @@ class DeltaLake(Lake):
             return None
         except (OSError, ValueError, pl.exceptions.PolarsError) as error:
             raise LakeError(f"the commit {self._at(spec)}/{name} cannot be read: {_said(error)}") from error
+
+    def _stamp(self, spec: Table, version: int) -> int:
+        """When a commit was written, in milliseconds since 1970."""
+        stamps = [
+            action["commitInfo"].get("timestamp", 0)
+            for action in self._actions(spec, version)
+            if "commitInfo" in action
+        ]
+        return int(stamps[0]) if stamps else 0
 
     def _carries(self, spec: Table, version: int, commit_uuid: str) -> bool:
         return any(

@@ -148,7 +148,14 @@ def hostile(told, served, tmp_path_factory):
 
 
 OWN = "the+river+and+%3Cscript%3Ealert(1)%3C/script%3E+%E2%80%AE+%1B%5B31m+%D9%85%D8%B1%D8%AD%D8%A8%D8%A7"
+THEN = "scores@3"
+"""When layer 1 was scored, before a language model explained a neuron of it."""
 PATHS = (
+    f"/1/5?v={THEN}",
+    "/1/5/history",
+    "/compare",
+    f"/compare?a={THEN}&layer=1",
+    f"/1/5/compare?a={THEN}",
     "/",
     "/1",
     "/1/5",
@@ -176,6 +183,9 @@ def test_hostile_text_is_shown_and_does_nothing(browser, hostile):
         "/search?q=<script>alert(3)</script>",
         f"/text?text={OWN}",
         "/1/5/similar",
+        "/1/5/history",
+        f"/compare?a={THEN}&layer=1",
+        f"/1/5/compare?a={THEN}",
     ):
         with visit(browser) as page:
             page.goto(hostile + path)
@@ -195,7 +205,11 @@ def test_hostile_text_is_shown_and_does_nothing(browser, hostile):
     ("scheme", "paths"),
     [
         ("light", ("/", "/1", "/1/5", "/search?q=the", "/help", f"/text?text={OWN}", "/1/5/similar")),
-        ("dark", ("/1", "/1/5?view=difference")),
+        ("dark", ("/1", "/1/5?view=difference", f"/1/5/compare?a={THEN}")),
+        (
+            "light",
+            (f"/1/5?v={THEN}", "/1/5/history", "/compare", f"/compare?a={THEN}&layer=1", f"/1/5/compare?a={THEN}"),
+        ),
     ],
 )
 def test_axe_finds_no_fault(browser, address, scheme, paths):
@@ -353,6 +367,26 @@ def test_without_script_everything_can_be_read_and_done(browser, address):
         page.get_by_role("link", name="chaque token").first.click()
         assert page.locator("tbody tr").count() == 64
         assert page.locator("html").get_attribute("lang") == "fr"
+
+
+def test_one_goes_back_in_time_and_compares_without_script_and_by_keyboard(browser, address):
+    with visit(browser, java_script_enabled=False) as page:
+        page.goto(f"{address}/1/5/history")
+        page.locator("section.card").last.get_by_role("link").first.click()
+        assert "v=" in page.url
+        assert page.get_by_role("note").is_visible()
+        page.get_by_role("link", name="What differs").click()
+        assert "/1/5/compare?a=" in page.url
+        page.get_by_label("b", exact=True).fill(THEN)
+        page.get_by_role("button", name="Compare").click()
+        assert f"b={THEN.replace('@', '%40')}" in page.url
+    with visit(browser) as page:
+        page.goto(f"{address}/1/5?v={THEN}")
+        page.keyboard.press("ArrowRight")
+        page.wait_for_url("**/1/6?v=*")
+        text = page.locator(".heat[data-r]").first
+        text.focus()
+        playwright.expect(page.locator("#said")).to_contain_text("#")
 
 
 def test_every_page_fits_a_telephone_keeps_its_own_policy_and_asks_for_nothing_elsewhere(browser, address):
