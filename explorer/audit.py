@@ -294,12 +294,13 @@ def _replay(on: _Lake) -> Iterator[Check]:
     if on.scope.quick:
         return
     found: dict[str, list[Replayed]] = {table: [] for table in REPLAYED}
+    subject = on.scope.outside.subject
     for layer in on.layers:
         for table in REPLAYED:
             if table == "judgements" and on.records.last(table, layer, on.scope.neuron) is None:
                 continue
             on.say(f"replaying {table} of layer {layer}")
-            found[table].append(replay(on.lake, on.records, table, layer, on.scope.neuron))
+            found[table].append(replay(on.lake, on.records, table, layer, on.scope.neuron, subject=subject))
     requests = set().union(*(one.requests for made in found.values() for one in made))
     yield _replayed("A12", found["exemplars"], f", {len(requests):,} requests")
     yield _replayed("A13", [*found["explanations"], *found["simulations"], *found["judgements"]])

@@ -431,7 +431,6 @@ def _print_links(links: "Sequence[Link]", to: Console) -> None:
         )
     to.print(table)
     broken = [link for link in links if link.outcome == DIFFERS]
-    left = sum(link.outcome == NOT_CHECKED for link in links)
     to.print()
     if broken:
         to.print(
@@ -439,7 +438,9 @@ def _print_links(links: "Sequence[Link]", to: Console) -> None:
             soft_wrap=True,
         )
     else:
-        to.print("equal" + (f", but for {left} links that could not be checked" if left else ""))
+        names = dict.fromkeys(f"{link.name} of {link.at}" for link in links if link.outcome == NOT_CHECKED)
+        without = f", but for what was not checked: {'; '.join(names)}"
+        to.print(Text("equal" + (without if names else "")), soft_wrap=True)
 
 
 def _print_conditions(found: "Sequence[Condition]", to: Console) -> None:

@@ -48,6 +48,18 @@ REPLAYED = {
 WITH_SUBJECT = {"ablations": ablations}
 """Those for which the subject has to run again."""
 
+SAME = (
+    "torch",
+    "transformers",
+    "device",
+    "device_name",
+    "cpu_capability",
+    "attention",
+    "float32_matmul_precision",
+    "dtype",
+)
+"""What must be equal for the subject to give the same activations to the bit."""
+
 UNKEPT = "not_requested"
 """The reason of an answer that was not kept, and is not asked for here."""
 
@@ -195,6 +207,8 @@ def as_recorded(
     """
     made = json.loads(record["settings"])
     chosen: dict[str, Any] = {name: made[name] for name in ("seed", "explainer", "simulator") if name in made}
+    if windows := records.last("sequences", None):
+        chosen["length"] = json.loads(windows["settings"]).get("length", project.choices.length)
     if record["table"] == "explanations":
         asked = tuple(name for name in made["methods"] if name not in (*METHODS, human.METHOD))
         chosen["methods"] = asked or project.choices.methods
@@ -228,15 +242,16 @@ def replay(
     *,
     subject: SubjectModel | None = None,
 ) -> Replayed:
-    """Make one slice of a table again, from the rows that the lake has now, and compare. `WITH_SUBJECT` needs `subject`.
+    """Make one slice of a table again, from the rows that the lake has now, and compare.
 
+    `WITH_SUBJECT` needs `subject`, and so do explanations that were tested on sentences written for them.
     If these give something else, but those that the slice was made from give the same, it is out of date and not broken.
     """
     record = records.last(table, layer, neuron)
     if record is None:
         return Replayed(table, layer, (), 0, "not replayed", "it was never made, or its record is gone")
     project = as_recorded(records, project_of(lake), record, _statements(lake))
-    if why := _other(table, project, record):
+    if why := _other(table, project, record) or _unheard(lake, table, project, record, subject):
         return Replayed(table, layer, (), 0, "not replayed", why)
     alone = records.alone(table, layer) if neuron is None else []
     stored = lake.read(table, layer=layer, neurons=None if neuron is None else [neuron])
@@ -290,14 +305,28 @@ def _other(table: str, project: Project, record: Mapping[str, Any]) -> str:
     code = json.loads(record["code"]).get("code_version")
     if code != hop.code_version:
         return f"it was made by version {code} of the code of `{table}`, and this is {hop.code_version}; use the package that made it"
-    if table == "explanations" and REVISION in project.choices.methods:
-        return f"the subject has to read the sentences of `{REVISION}` again, which is not done here"
     made, again = json.loads(record["settings"]), json.loads(json.dumps(dict(hop.settings(project))))
     wrong = sorted(name for name in made.keys() | again.keys() if made.get(name) != again.get(name))
     if wrong:
         return (
             f"it was made with other {', '.join(wrong)} than there are here; use the flags and the package that made it"
         )
+    return ""
+
+
+def _unheard(lake: Lake, table: str, project: Project, record: Mapping[str, Any], subject: SubjectModel | None) -> str:
+    """Why the subject cannot read again the sentences that were written for it; nothing if it can, or if there are none."""
+    if table != "explanations" or REVISION not in project.choices.methods:
+        return ""
+    said = f"the subject has to read the sentences of `{REVISION}` again, and "
+    if subject is None:
+        return said + "it is not at hand"
+    layer = record["layer"]
+    if subject.fingerprints()[layer] not in lake.read("subject_layers", layer=layer).get_column("fingerprint"):
+        return said + "the model at hand has other weights"
+    made, now = json.loads(record["environment"]).get("subject"), subject.provenance()
+    if other := [name for name in SAME if made is not None and made.get(name) != now.get(name)]:
+        return f"{said}{', '.join(other)} differ from when it did: the last digits may too, and with them the requests"
     return ""
 
 

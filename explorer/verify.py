@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from explorer.replay import REPLAYED, Records, Replayed, replay
+from explorer.replay import REPLAYED, SAME, Records, Replayed, replay
 from pipeline.errors import NeuronLedgerError
 from pipeline.ports import Corpus, Document, Lake, SubjectModel
 from pipeline.sequences import document_hash
@@ -26,18 +26,6 @@ from resources.delta import collect
 TOLERANCE = 1e-5
 STEPS = 12
 """Activations are kept in steps of 2**(e - 12), where 2**e is the power of two above the strongest of the window."""
-
-SAME = (
-    "torch",
-    "transformers",
-    "device",
-    "device_name",
-    "cpu_capability",
-    "attention",
-    "float32_matmul_precision",
-    "dtype",
-)
-"""What must be equal for activations to come out to the bit."""
 
 EQUAL, DIFFERS, NOT_CHECKED = "equal", "differs", "not checked"
 
@@ -103,7 +91,8 @@ def verify(
         if table == "judgements" and records.last(table, layer, neuron) is None:
             continue
         say(f"{at}: {table}")
-        links.append(_replayed(replay(lake, records, table, layer, neuron), at))
+        found = replay(lake, records, table, layer, neuron, subject=outside.subject)
+        links.append(_replayed(found, at))
     if drawn and records.last("ablations", layer, neuron) is not None:
         say(f"{at}: ablations")
         links.append(ablations(lake, records, layer, drawn, outside))
