@@ -4,8 +4,8 @@
                        one run for     each layer alone, and only where its parent came out otherwise
                        all stale layers
 
-A slice is asked for when its parent has another data version, or its code another version. Data versions are hashes of
-content, so a slice that comes out the same ends the chain. Dagster's own `eager()` does not stop there.
+A slice is asked for when one of its parents has another data version, or its code another version. Data versions are hashes
+of values, so a slice that comes out the same ends the chain. Dagster's own `eager()` does not stop there.
 """
 
 import dagster as dg
@@ -16,12 +16,14 @@ CHEAP = ("exemplars", "scores")
 ASKING = ("explanations", "simulations", "judgements", "ablations")
 """Hops that may ask one, and so may cost money."""
 SENSOR = "when_the_model_changes"
+INTERVAL = 30
+"""Seconds between two looks, at least."""
 
 
 def refresh_on_change() -> dg.AutomationCondition:
     """Make a slice when what it is made from came out otherwise, once all of that is there.
 
-    Without `will_be_requested`: that would put the whole chain in one run, before anyone knows what comes out the same.
+    A parent that is asked for at the same time is waited for: in one run with it nobody would know yet what comes out the same.
     """
     condition = dg.AutomationCondition
     changed: dg.AutomationCondition = (
@@ -29,7 +31,8 @@ def refresh_on_change() -> dg.AutomationCondition:
         | condition.any_deps_match(condition.data_version_changed())
         | condition.code_version_changed()
     )
-    waiting = condition.any_deps_missing() | condition.any_deps_in_progress() | condition.in_progress()
+    coming = condition.any_deps_in_progress() | condition.any_deps_match(condition.will_be_requested())
+    waiting = condition.any_deps_missing() | coming | condition.in_progress()
     return (changed.since_last_handled() & ~waiting).with_label("refresh_on_change")
 
 
@@ -44,12 +47,12 @@ def automated(assets: list[dg.AssetsDefinition], *, spending: bool) -> list[dg.A
 
 
 def sensor() -> dg.AutomationConditionSensorDefinition:
-    """What looks at the conditions, every half minute while the daemon runs."""
+    """What looks at the conditions now and then while the daemon runs."""
     return dg.AutomationConditionSensorDefinition(
         SENSOR,
         target=dg.AssetSelection.all(),
         default_status=dg.DefaultSensorStatus.RUNNING,
-        minimum_interval_seconds=30,
+        minimum_interval_seconds=INTERVAL,
         description="Makes again what a changed model made stale: one pass for all stale layers, then only what "
         "comes out otherwise. It asks no language model unless a budget is set for it.",
     )

@@ -262,7 +262,7 @@ def define(project: Project) -> dg.AssetsDefinition:
     @dg.asset(
         group_name="layers",
         code_version=CODE_VERSION,
-        deps=["exemplars", *more_inputs(project)],
+        deps=sorted({"exemplars", "neuron_statistics", "token_associations", *more_inputs(project)}),
         partitions_def=project.layers,
         check_specs=checks("explanations"),
         pool="language",

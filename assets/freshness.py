@@ -318,7 +318,8 @@ class _Comparison:
         if code != hop.code_version:
             yield f"its code changed from version {code} to {hop.code_version}"
         before, now = json.loads(record["settings"]), dict(hop.settings(self.project))
-        for name in sorted(now):
+        # Who is asked says more than how.
+        for name in sorted(now, key=lambda name: (name not in ("explainer", "simulator"), name)):
             had = before.get(name)
             if had != now[name] and not (isinstance(had, list) and set(now[name]) <= set(had)):
                 yield causes.setting(name, had, now[name])

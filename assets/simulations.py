@@ -92,7 +92,7 @@ def define(project: Project) -> dg.AssetsDefinition:
     @dg.asset(
         group_name="layers",
         code_version=CODE_VERSION,
-        deps=["explanations"],
+        deps=["explanations", "exemplars", "token_associations"],
         partitions_def=project.layers,
         check_specs=checks("simulations"),
         pool="language",

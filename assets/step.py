@@ -35,9 +35,15 @@ DATA_VERSION_TAG = "dagster/data_version"
 DATA_VERSION_IS_OURS_TAG = "dagster/data_version_is_user_provided"
 CODE_VERSION_TAG = "dagster/code_version"
 
-BY_VALUE = ("activations", "neuron_statistics", "token_associations", "connections", "vocabulary")
-"""Tables whose identities name the weights or the tokenizer. What is made from them depends on their values
-alone, which others may give too, so these are hashed as well."""
+BY_VALUE: Mapping[str, tuple[str, ...]] = {
+    "sequences": ("run_id", "document_id"),
+    **dict.fromkeys(
+        ("activations", "neuron_statistics", "token_associations", "connections", "vocabulary"), ("run_id", "identity")
+    ),
+}
+"""Tables with columns that only say where the rows are from (the weights, the tokenizer, the file and its line), by name.
+
+What is made from such a table depends on its values alone, which others may give too, so these are hashed as well."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +201,7 @@ class Step:
         add_record(self._lake, {**record, "version": commit.version})
         self._is_written = True
         return Written(
-            self, commit, content=record["content_hash"], rows=rows, usage=usage, inputs=dict(self._inputs),
+            self, commit, content=record["content_hash"], version=data_version(record), rows=rows, usage=usage, inputs=dict(self._inputs),
             restored_from=restored_from,
         )  # fmt: skip
 
@@ -261,8 +267,14 @@ class Step:
 
 
 def _values_hash(rows: pl.DataFrame, table: Table) -> str:
-    """The tagged hash of a table's content but for its identities."""
-    return frame_hash(rows, key=table.key, ignore=("run_id", "identity"))
+    """The tagged hash of a table's content but for what says where it is from."""
+    return frame_hash(rows, key=table.key, ignore=BY_VALUE[table.name])
+
+
+def data_version(record: Mapping[str, Any]) -> str:
+    """What Dagster is told as the version of a slice: the hash of its values, so that it goes on where `freshness` does."""
+    made = json.loads(record["environment"]).get("made", {})
+    return str(made.get("values_hash", record["content_hash"]))
 
 
 def add_record(lake: Lake, record: Mapping[str, Any]) -> None:
@@ -289,6 +301,7 @@ class Written:
         commit: Commit,
         *,
         content: str,
+        version: str,
         rows: pl.DataFrame,
         usage: Usage,
         inputs: Mapping[str, Any],
@@ -297,6 +310,8 @@ class Written:
         self.step = step
         self.commit = commit
         self.content = content
+        self.version = version
+        """What Dagster is told; see `data_version`."""
         self.rows = rows
         self.restored_from = restored_from
         """The version of the table that the rows were put back from; None if they were made."""
@@ -345,7 +360,7 @@ class Written:
         return dg.MaterializeResult(
             asset_key=asset,
             metadata=self.metadata(extra),
-            data_version=dg.DataVersion(self.content),
+            data_version=dg.DataVersion(self.version),
             check_results=[check_result(asset, finding) for finding in findings],
         )
 
@@ -368,7 +383,7 @@ class Written:
         self._refuse(findings)
         name = self.step.table.name
         tags = {
-            DATA_VERSION_TAG: self.content,
+            DATA_VERSION_TAG: self.version,
             DATA_VERSION_IS_OURS_TAG: "true",
             CODE_VERSION_TAG: self.step.code_version,
         }

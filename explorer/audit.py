@@ -12,7 +12,7 @@ import polars as pl
 
 from assets.freshness import WORTH_ASKING_AGAIN, State
 from assets.project import layer_key
-from assets.step import DATA_VERSION_TAG
+from assets.step import DATA_VERSION_TAG, data_version
 from explorer import verify
 from explorer.replay import REPLAYED, Records, Replayed, replay
 from explorer.verify import DIFFERS, NOT_CHECKED, Link, Outside
@@ -262,7 +262,7 @@ def _dagster(on: _Lake) -> Iterator[Check]:
             findings.append(
                 f"Dagster knows of no materialisation of {where}; `neuronledger doctor` rebuilds its history"
             )
-        elif known != whole["content_hash"]:
+        elif known not in (data_version(whole), whole["content_hash"]):
             findings.append(f"Dagster has another version of {where} than the tables; `neuronledger doctor` tells it")
     yield Check("A10", f"{slices:,} slices", findings)
 

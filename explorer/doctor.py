@@ -26,7 +26,7 @@ import polars as pl
 
 from assets.project import layer_key, neuron_name
 from assets.run import PROCESS_TAG, is_running
-from assets.step import CODE_VERSION_TAG, DATA_VERSION_IS_OURS_TAG, DATA_VERSION_TAG, input_tags
+from assets.step import CODE_VERSION_TAG, DATA_VERSION_IS_OURS_TAG, DATA_VERSION_TAG, data_version, input_tags
 from explorer.audit import is_recorded, newest
 from pipeline.errors import LakeError, NeuronLedgerError
 from pipeline.ports import Document
@@ -214,11 +214,11 @@ def history(
     order = {name: place for place, name in enumerate(TABLES)}
     for (name, partition), rows in sorted(slices.items(), key=lambda one: order[one[1][0]["table"]]):
         known = newest(opened, name, partition)
-        if known == rows[-1]["content_hash"]:
+        if known in (data_version(rows[-1]), rows[-1]["content_hash"]):
             continue
         for row in rows if known is None else rows[-1:]:
             tags = {
-                DATA_VERSION_TAG: row["content_hash"],
+                DATA_VERSION_TAG: data_version(row),
                 DATA_VERSION_IS_OURS_TAG: "true",
                 CODE_VERSION_TAG: str(json.loads(row["code"]).get("code_version")),
             }

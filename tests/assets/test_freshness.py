@@ -15,11 +15,10 @@ from assets.project import Choices, Project
 from pipeline.provenance import frame_hash
 from pipeline.tables import TABLES
 
-# Judgements are looked at only where a scorer that asks for them is chosen.
-HOPS = {name: hop for name, hop in freshness.HOPS.items() if name != "judgements"}
-
 CHOICES = Choices(windows=3, length=4, seed=0, explainer=None, simulator=None)
 PROJECT = Project(n_neurons=(2, 2), choices=CHOICES, code={})
+# What only some scorers are made from is looked at only where they are chosen.
+HOPS = {name: freshness.HOPS[name] for name in freshness.looked_at(PROJECT)}
 OUTSIDE = Outside(corpus="c", tokenizer="t", weights=["w0", "w1"], checkpoint="k")
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 EXPLAINING = replace(PROJECT, choices=replace(CHOICES, explainer="m", simulator="m"))
