@@ -24,9 +24,6 @@ import polars as pl
 
 from assets import exports, imports
 from benchmarks.figures import Figure, as_json, as_text
-from pipeline import openai_import
-from pipeline.errors import FormError
-from pipeline.imports import decode, file_hash
 from resources.delta import DeltaLake
 from resources.export_folder import ExportFolder
 from resources.foreign_files import ForeignFiles
@@ -143,21 +140,23 @@ def mutilated(lake: str, count: int) -> list[Figure]:
         with ExportFolder(folder) as out:
             exports.openai(DeltaLake(lake), out, unheard, layers=[0])
         draw = np.random.default_rng(0)
-        names = sorted(path.relative_to(folder).as_posix() for path in folder.glob("[ce]*/*/*.json*"))
-        taken = rejected = 0
-        for place in range(count):
-            name = names[place % len(names)]
-            data = spoiled((folder / name).read_bytes(), draw)
-            match = openai_import.PATH.fullmatch(name)
-            try:
-                openai_import.parse(decode(data), match, source="s", path=name, file=file_hash(data))  # type: ignore[arg-type]
-                taken += 1
-            except FormError:
-                rejected += 1
+        paths = sorted(folder.glob("[ce]*/*/*.json*"))
+        for path in paths[:count]:
+            path.write_bytes(spoiled(path.read_bytes(), draw))
+        for path in [*paths[count:], *folder.glob("related-*/*/*/*.json")]:
+            path.unlink()
+        target = DeltaLake(str(Path(home) / "taken"))
+        taken = imports.take_over(
+            target, ForeignFiles(processes=2), unheard, form="openai", folder=str(folder), source="s", conventions={},
+            run_id="r", code={},
+        )  # fmt: skip
+        listed = target.rows("imported_files")
+    placed = sum(file["offset_in_file"] is not None for file in taken.rejected)
     return [
         Figure(
-            "mutilated_files_accounted_for", (taken + rejected) / count, "of all", 1.0, higher_is_better=True,
-            detail=f"{count:,} files: {taken:,} could still be read, {rejected:,} were rejected with a reason",
+            "mutilated_files_accounted_for", (taken.imported + len(taken.rejected)) / count, "of all", 1.0, higher_is_better=True,
+            detail=f"{count:,} files: {taken.imported:,} could still be read, {len(taken.rejected):,} were rejected with a reason, "
+            f"{placed:,} of them with the place; {listed:,} are in `imported_files`",
         )
     ]  # fmt: skip
 
