@@ -27,11 +27,19 @@ def text(table: str, rows: pl.DataFrame, *, header: bool) -> str:
 
 
 def words(imported: pl.DataFrame) -> str:
-    """Imported explanations in the form of `--human-explanations`: who wrote them, or the source if that is not known."""
+    """Imported explanations in the form of `--human-explanations`: who wrote them, or the source if that is not known.
+
+    That form refuses control characters, so each is a space here.
+    """
     author = pl.when(pl.col("explainer") == "unknown").then(pl.col("source")).otherwise(pl.col("explainer"))
     frame = imported.filter(pl.col("text").is_not_null()).sort(
         "layer", "neuron", "polarity", "source", "explanation_id"
     )
     return frame.select(
-        pl.format("{}:{}", "layer", "neuron").alias("neuron"), pl.col("text").alias("explanation"), author.alias("author"), "polarity"
+        pl.format("{}:{}", "layer", "neuron").alias("neuron"), _plain(pl.col("text")).alias("explanation"),
+        _plain(author).alias("author"), "polarity",
     ).write_csv(line_terminator="\r\n", quote_style="necessary")  # fmt: skip
+
+
+def _plain(words: pl.Expr) -> pl.Expr:
+    return words.str.replace_all(r"[\x00-\x1f\x7f]", " ")

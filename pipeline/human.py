@@ -54,6 +54,9 @@ def statement(record: Mapping[str, Any]) -> Statement:
     text, author = phrase(record["explanation"]), " ".join(record["author"].split())
     if text is None:
         raise SettingsError(f"the explanation has {len(record['explanation']):,} characters; 1 to 1,000 are allowed")
+    for name, words in (("explanation", text), ("author", author)):
+        if strange := re.search(r"[\x00-\x1f\x7f]", words):
+            raise SettingsError(f"the {name} holds the control character {strange[0]!r}; take it out")
     if author in ("none", NOBODY):
         raise SettingsError(f"the author {author!r} stands for no one; give a name")
     return Statement(int(place[1]), int(place[2]), polarity, text, author)

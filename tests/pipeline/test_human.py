@@ -1,8 +1,12 @@
 """Human: what people say of a neuron, with their names."""
 
+import csv
+import io
+
 import polars as pl
 import pytest
 
+from pipeline.csv_format import words
 from pipeline.errors import SettingsError
 from pipeline.human import Statement, explanations, fingerprint, fit, statement
 from pipeline.tables import TABLES
@@ -30,6 +34,8 @@ def test_a_record_is_a_statement():
         ({"explanation": " \n"}, "`explanation` is missing"),
         ({"author": None}, "`author` is missing"),
         ({"explanation": "x" * 1001}, "has 1,001 characters; 1 to 1,000 are allowed"),
+        ({"author": "A\0da"}, r"the author holds the control character '\\x00'; take it out"),
+        ({"explanation": "ships\x1b[2J"}, r"the explanation holds the control character '\\x1b'"),
         ({"author": "none"}, "the author 'none' stands for no one"),
         ({"author": "nobody"}, "the author 'nobody' stands for no one"),
         ({"polarity": "up"}, "the polarity 'up' must be"),
@@ -74,3 +80,12 @@ def test_each_statement_is_a_row_with_its_author():
 def test_the_order_of_statements_does_not_matter_and_their_words_do():
     assert fingerprint([ADA, BOB]) == fingerprint([BOB, ADA])
     assert fingerprint([ADA, BOB]) != fingerprint([ADA, EVE])
+
+
+def test_imported_words_with_control_characters_come_out_as_words_that_are_accepted():
+    row = dict.fromkeys(TABLES["imported_explanations"].columns, "x") | {
+        "layer": 5, "neuron": 131, "polarity": "+", "text": "ships\0and\x1b boats", "explainer": "A\0da", "missing_because": None
+    }  # fmt: skip
+    imported = pl.DataFrame([row], schema=TABLES["imported_explanations"].schema)
+    (found,) = csv.DictReader(io.StringIO(words(imported), newline=""))
+    assert (statement(found).text, statement(found).author) == ("ships and boats", "A da")
