@@ -10,7 +10,7 @@ import polars as pl
 from assets.project import Project, parse_key
 from assets.spec import checks, described
 from assets.step import Step, Written
-from pipeline import embedding, intruder, scorers
+from pipeline import embedding, intruder, scorers, surprisal
 from pipeline import judgements as judged_by_model
 from pipeline.checks import check
 from pipeline.ports import Lake, LanguageModel, Reply, Request, Usage
@@ -18,7 +18,7 @@ from pipeline.texts import display
 
 CODE_VERSION = "1"
 INPUTS = ("sequences", "activations", "exemplars", "explanations")
-PROMPT_HASHES = {module.NAME: module.PROMPT_HASH for module in (embedding, intruder)}
+PROMPT_HASHES = {module.NAME: module.PROMPT_HASH for module in (embedding, intruder, surprisal)}
 """Of scorers that measure texts."""
 
 
@@ -109,6 +109,9 @@ def _measuring(
         return Questions(
             [request for _, request in hidden], lambda replies: intruder.rows(hidden, replies, said, model=model)
         )
+    if kind == scorers.SURPRISAL:
+        told = surprisal.requests(said, judged, texts, model=model, seed=seed)
+        return Questions(told.requests, lambda replies: surprisal.rows(told, replies, said, model=model))
     asked = embedding.requests(said, judged, texts, model=model)
     return Questions(asked.requests, lambda replies: embedding.rows(asked, replies, said, model=model))
 

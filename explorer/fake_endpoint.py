@@ -33,7 +33,7 @@ from pipeline.errors import SettingsError
 from pipeline.misbehaviour import check, drawn
 from pipeline.ports import Request
 from pipeline.scripted_tokens import ScriptedToken, embedding, spelled, tokens, top
-from pipeline.testing import ScriptedLanguageModel, left_out, scripted
+from pipeline.testing import ScriptedLanguageModel, foretold, left_out, scripted
 
 MODEL = "scripted"
 BYTES_PER_TOKEN = 3
@@ -215,7 +215,7 @@ class FakeEndpoint:
         prompt = request.messages[-1][1] if wanted.get("echo") else ""
         choice: Json = {"index": 0, "finish_reason": finish, "text": prompt + (text or ""), "logprobs": None}
         if wanted.get("logprobs") is not None:
-            guessed = tokens(prompt, digits=self.digits, values=left_out(prompt))
+            guessed = foretold(prompt, tokens(prompt, digits=self.digits, values=left_out(prompt)))
             said = [*guessed, *tokens(text or "", digits=self.digits)]
             choice["logprobs"] = _completion_tokens(said, wanted["logprobs"], first_is_known=not prompt)
         return {

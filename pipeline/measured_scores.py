@@ -5,8 +5,13 @@
                     ones count half. By chance 0.5. Delphi's embedding scorer keeps the similarities, and leaves it to
                     whoever reads them to take this area under the curve
 
+    surprisal       mean over active texts of what the explanation takes off their loss, nats per token
+                    (`pipeline.surprisal`). By chance 0 or below; there is no best
+    surprisal_auc   share of pairs of an active and a quiet text in which it takes more off the active one's. By chance 0.5
+
 The interval is a cluster bootstrap by sequence. The p-value of an area is the share of permutations of what is true among
-the texts that come out as high (Phipson and Smyth 2010), that of `intruder` the exact binomial one of as many right picks.
+the texts that come out as high (Phipson and Smyth 2010), that of `intruder` the exact binomial one of as many right picks, and that of `surprisal` the share of changes of sign
+of the texts' values with as high a mean.
 """
 
 import math
@@ -62,8 +67,26 @@ def _picks_chance(_: Truth, values: Floats, __: int) -> float:
     return math.fsum(math.comb(n, k) * CHANCE**k * (1 - CHANCE) ** (n - k) for k in range(right, n + 1))
 
 
+def _mean_of_active(truth: Truth, values: Floats, weights: Floats) -> Floats:
+    """The mean over the texts that are true; NaN where there are none."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray((weights[:, truth] @ values[truth]) / weights[:, truth].sum(axis=1), dtype=np.float64)
+
+
+def _signs_chance(truth: Truth, values: Floats, seed: int) -> float:
+    """The share of changes of sign with as high a sum."""
+    values = values[truth]
+    signs = np.random.default_rng([seed, len(values), PERMUTATIONS]).choice((-1.0, 1.0), (PERMUTATIONS, len(values)))
+    slack = 1e-10 * np.abs(values).sum()
+    return float((1 + ((signs * values).sum(axis=1) >= values.sum() - slack).sum()) / (1 + PERMUTATIONS))
+
+
 MEASURES: dict[str, tuple[Measure, ...]] = {
     "intruder": (Measure("intruder", "active_and_quiet", _share, _picks_chance),),
+    "surprisal": (
+        Measure("surprisal", "active", _mean_of_active, _signs_chance),
+        Measure("surprisal_auc", "active_and_quiet", auc, _auc_chance),
+    ),
     "embedding": (Measure("embedding_auc", "active_and_quiet", auc, _auc_chance),),
 }
 NO_TEXTS = {"intruder": "too_few_texts"}
@@ -116,6 +139,7 @@ def measured_scores(
 
 def _measured(group: pl.DataFrame, measure: Measure, *, seed: int) -> Iterator[tuple[str, object]]:
     """The cells of one score, from the judgements of one explanation."""
+    group = group.filter("fits") if measure.split == "active" else group
     known = group.drop_nulls("value")
     truth, values = known.get_column("fits").to_numpy(), known.get_column("value").to_numpy()
     sequences, cluster = np.unique(known.get_column("sequence_id").to_numpy(), return_inverse=True)
@@ -128,6 +152,9 @@ def _measured(group: pl.DataFrame, measure: Measure, *, seed: int) -> Iterator[t
         "score", judgements=made_from, scorer=measure.name, formula_version=FORMULA_VERSION, seed=seed,
         resamples=RESAMPLES, permutations=PERMUTATIONS,
     )  # fmt: skip
+    if group.is_empty():
+        yield "missing_because", "one_kind"
+        return
     if not n:
         yield "missing_because", str(failed.get_column("missing_because").mode().sort()[0])
         return

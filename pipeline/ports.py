@@ -216,6 +216,9 @@ class Request:
     echo: tuple[int, ...] = ()
     """Places in the prompt, in characters, to give the likely tokens at, in place of the reply's; needs `logprobs`,
     and a prompt of ASCII alone. In the identity if there are any."""
+    told_from: int = 0
+    """Place in the prompt, in characters, from which on the probability of every token is asked for, in place of the
+    reply's: `Reply.likely` then has these tokens, each with itself alone. Needs `logprobs`. In the identity if not 0."""
 
 
 @dataclass(frozen=True)

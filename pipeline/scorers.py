@@ -2,6 +2,7 @@
 
     detection, fuzzing, fuzzing_active   a language model judges texts                        table `judgements`
     intruder                             a language model looks for the text that is not of the neuron   the same
+    surprisal, or surprisal:MODEL        a base language model foretells texts, with the explanation and without   the same
     embedding:MODEL                      a model turns explanation and texts into vectors     table `judgements`
     ablation                             the simulation replaces the neuron                   table `ablations`
 
@@ -16,13 +17,18 @@ from pipeline.errors import SettingsError
 ABLATION = "ablation"
 EMBEDDING = "embedding"
 INTRUDER = "intruder"
-SCORERS = (*judgements.SCORERS, INTRUDER, EMBEDDING, ABLATION)
+SURPRISAL = "surprisal"
+SCORERS = (*judgements.SCORERS, INTRUDER, SURPRISAL, EMBEDDING, ABLATION)
+MAY_NAME = (EMBEDDING, SURPRISAL)
+"""Those that can ask another model than the simulator's."""
 WITH_MODEL = {EMBEDDING: "embedding:text-embedding-3-small, or embedding:local:FOLDER for an encoder in this process"}
-"""Those that ask a model of their own, and how that is written."""
+"""Those that cannot ask the simulator's model, and how another is named."""
 
 CHANCE = {
     **{name: 0.5 for name in judged_scores.JUDGED if not name.endswith("_f1")},
     "intruder": intruder.CHANCE,
+    "surprisal": 0.0,
+    "surprisal_auc": 0.5,
     "embedding_auc": 0.5,
 }
 """What scores come to by chance alone, of those where that is known."""
@@ -44,8 +50,8 @@ def parse(text: str) -> tuple[str, ...]:
             raise SettingsError(f"--scorers (={text!r}): there is no scorer {kind!r}; those are {', '.join(SCORERS)}")
         if kind in WITH_MODEL and not model:
             raise SettingsError(f"--scorers (={text!r}): {kind} needs a model's name, such as {WITH_MODEL[kind]}")
-        if kind not in WITH_MODEL and ":" in name:
-            raise SettingsError(f"--scorers (={text!r}): {kind} takes no model of its own; it asks the simulator's")
+        if kind not in MAY_NAME and ":" in name:
+            raise SettingsError(f"--scorers (={text!r}): {kind} takes no model of its own; write it alone")
     if len(set(names)) < len(names):
         raise SettingsError(f"--scorers (={text!r}) names one of them twice")
     return names

@@ -497,7 +497,7 @@ judgements = Table(
         "value": Column(
             pl.Float64,
             "what the judge said: 1 for yes, 0 for no; of `intruder` 1 if it found the text; of `embedding` the cosine between "
-            "the vectors, -1 to 1",
+            "the vectors, -1 to 1; of `surprisal` what the explanation takes off the loss, nats per token",
             nullable=True,
         ),
         "probability": Column(pl.Float64, "of yes, where the endpoint says so", nullable=True),
@@ -572,14 +572,16 @@ scores = Table(
         "split": Column(
             pl.String, "`top_and_random`, `random_only`, or the texts of a judge: `active_and_quiet`, `active`"
         ),
-        "value": Column(pl.Float64, "the score, without unit; 1 is perfect", nullable=True),
+        "value": Column(
+            pl.Float64, "the score, without unit, where 1 is perfect; of `surprisal` nats per token", nullable=True
+        ),
         "missing_because": MISSING_BECAUSE,
         "ci_low": Column(pl.Float64, "2.5th percentile of a cluster bootstrap by sequence", nullable=True),
         "ci_high": Column(pl.Float64, "97.5th percentile of the same", nullable=True),
         "p_value": Column(
             pl.Float64,
-            "share of permutations of whole sequences (`ablation`: of changes of sign) that score as much, one-sided; null "
-            "for scorers without one",
+            "share of permutations of whole sequences (`ablation`, `surprisal`: of changes of sign) that score as much, "
+            "one-sided; null for scorers without one",
             nullable=True,
             added=True,
         ),

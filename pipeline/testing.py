@@ -20,6 +20,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,7 +28,7 @@ from pipeline import prompts
 from pipeline.errors import SettingsError
 from pipeline.ports import Likely, Reply, Request, Usage
 from pipeline.provenance import content_hash
-from pipeline.scripted_tokens import ScriptedToken, around, embedding, tokens, top
+from pipeline.scripted_tokens import NEARLY_CERTAIN, ScriptedToken, around, embedding, tokens, top
 from pipeline.tables import MISSING
 
 if TYPE_CHECKING:
@@ -426,6 +427,22 @@ def left_out(prompt: str) -> dict[int, dict[int, float]]:
     return places
 
 
+def foretold(prompt: str, said: Sequence[ScriptedToken]) -> list[ScriptedToken]:
+    """The tokens of a prompt; of one of `pipeline.surprisal`, words of its text that the description names are likely."""
+    before, _, between = prompts.load("surprisal.txt").text.partition("$description")
+    description, found, _ = prompt.removeprefix(before).partition(between)
+    if not found or not prompt.startswith(before):
+        return list(said)
+    named = set(" ".join(re.findall('"([^"]+)"', description)).split())
+    begin, place, told = len((before + description + between).encode()), 0, []
+    for token in said:
+        word = token.piece.decode(errors="replace").strip()
+        chance = (0.9 if word in named else 0.1) if place >= begin else NEARLY_CERTAIN
+        told.append(ScriptedToken(token.piece, {token.piece: chance}))
+        place += len(token.piece)
+    return told
+
+
 def likely_of(said: Sequence[ScriptedToken]) -> tuple[Likely, ...]:
     """Scripted tokens as a reply holds them."""
     return tuple(
@@ -450,6 +467,11 @@ def _completed(request: Request, request_id: str) -> Reply:
             place += len(one.piece)
         empty = Likely("", ())
         likely = tuple(likely_of([at[place]])[0] if place in at else empty for place in request.echo)
+    elif request.told_from:
+        told = foretold(prompt, tokens(prompt))
+        ends = accumulate(len(one.piece) for one in told)
+        begin = len(prompt[: request.told_from].encode())
+        likely = likely_of([one for one, end in zip(told, ends, strict=True) if end > begin])
     elif request.logprobs:
         likely = likely_of(tokens(text))
     return Reply(request_id, text, None, model_served="scripted", likely=likely)

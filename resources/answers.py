@@ -73,6 +73,12 @@ def read(status: int, body: bytes, request: str = "{}") -> Answer:
             elif asked.get("echo"):
                 prompt = asked["messages"][0][1]
                 text, likely = text.removeprefix(prompt), logprobs.at_places(likely, prompt, asked["echo"])
+            elif asked.get("told_from"):
+                prompt = asked["messages"][0][1]
+                text, likely = (
+                    text.removeprefix(prompt),
+                    logprobs.told(choice.get("logprobs"), prompt, asked["told_from"]),
+                )
         case {"data": [{"embedding": found}]}:
             finish_reason, missing_because, error = None, None, None
             text = _vector(found)

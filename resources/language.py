@@ -509,7 +509,7 @@ class OpenAICompatible:
                     "seed": request.seed,
                 }
                 asked |= {"logprobs": request.logprobs} if request.logprobs else {}
-                return asked | ({"echo": True} if request.echo else {})
+                return asked | ({"echo": True} if request.echo or request.told_from else {})
         parameters: dict[str, Any] = {
             "model": request.model,
             "messages": [{"role": role, "content": _sendable(text)} for role, text in request.messages],
@@ -538,7 +538,7 @@ class OpenAICompatible:
             case 400 | 422 if request.logprobs and re.search(r"logprobs|echo", words):
                 unusable = (
                     f"{self.endpoint} does not give the probabilities that were asked for ({words}): "
-                    "choose another --simulation, such as `json`, or another endpoint"
+                    "choose another --simulation, such as `json`, and --scorers without `surprisal`, or another endpoint"
                 )
             case 400 | 422 if "unsupported_parameter" in codes or "unsupported_value" in codes:
                 unusable = (
@@ -562,7 +562,7 @@ class OpenAICompatible:
             case 404 if request.messages[0][0] == "prompt":
                 unusable = (
                     f"{self.endpoint} has no model `{request.model}`, or no completions of a plain prompt ({words}): check "
-                    "the model's name, or choose another --simulation, such as `json`"
+                    "the model's name, or choose another --simulation, such as `json`, and --scorers without `surprisal`"
                 )
             case 404:
                 unusable = (
@@ -621,6 +621,8 @@ def sent(request: Request, *, endpoint: str) -> dict[str, Any]:
     used: dict[str, Any] = {"logprobs": request.logprobs} if request.logprobs else {}
     if request.echo:
         used["echo"] = list(request.echo)
+    if request.told_from:
+        used["told_from"] = request.told_from
     return used | {
         "endpoint": endpoint,
         "model": request.model,

@@ -78,6 +78,12 @@ class LocalModel:
             spelled = [self._spell(one) for one in ids]
             choice |= {"text": prompt, "finish_reason": "length"}
             choice["logprobs"] = {"tokens": spelled, "token_logprobs": [None] * len(ids), "top_logprobs": tops}
+        elif prompt is not None and request.told_from:
+            (found,) = self._tokenizer.tokenize([prompt])
+            own = [None, *self._own(ids)]
+            pieces = [*self._tokenizer.spell(ids[:begin]), *found.pieces]
+            choice |= {"text": prompt, "finish_reason": "length"}
+            choice["logprobs"] = {"tokens": [_spelled(piece) for piece in pieces], "token_logprobs": own}
         else:
             said, finish = self._written(ids, request)
             usage["completion_tokens"] = len(said)
@@ -141,11 +147,7 @@ class LocalModel:
 
     def _spell(self, token: int) -> str:
         """A token as text; its bytes where they are no whole characters, so that two of them are told apart."""
-        piece: bytes = self._tokenizer.spell([token])[0]
-        try:
-            return piece.decode()
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+        return _spelled(self._tokenizer.spell([token])[0])
 
     # What it computes
 
@@ -190,6 +192,19 @@ class LocalModel:
                 pair for pair in zip(tokens, logprobs, strict=True) if pair[1] >= LEAST_LOGPROB or pair[0] == tokens[0]
             ]
         return rows
+
+    def _own(self, ids: Sequence[int]) -> list[float]:
+        """The logarithm of the probability of each token but the first, by those before it; nothing is taken from a cache."""
+        import torch
+
+        try:
+            with torch.inference_mode():
+                given = torch.tensor([list(ids)])
+                shares = self._model(input_ids=given, use_cache=False).logits[0, :-1].float().log_softmax(dim=-1)
+                own: list[float] = shares.gather(1, given[0, 1:, None])[:, 0].tolist()
+        except Exception as error:  # a stranger's model may take none of these arguments, or too much memory
+            raise self._unusable(error) from error
+        return own
 
     # What it is made of
 
@@ -256,6 +271,14 @@ class LocalModel:
 
     def _unusable(self, error: Exception) -> LanguageModelError:
         return LanguageModelError(f"{SCHEME}{self.name} cannot be used: {first_line(error)}")
+
+
+def _spelled(piece: bytes) -> str:
+    """A token as text; its bytes where they are no whole characters."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
 def _in_chat(token: str, top: dict[str, float]) -> dict[str, Any]:

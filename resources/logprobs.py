@@ -11,6 +11,7 @@ and the older one of completions, with nothing for the first token of a prompt:
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
@@ -47,6 +48,42 @@ def at_places(likely: Sequence[Likely] | None, prompt: str, places: Sequence[int
     starts = accumulate((len(one.token) for one in likely), initial=-begin)
     at = {start: one for start, one in zip(starts, likely, strict=False) if one.token}
     return tuple(at.get(place, Likely("", ())) for place in places)
+
+
+def told(value: Any, prompt: str, place: int) -> tuple[Likely, ...] | None:
+    """The tokens of a prompt from a place on, in characters, each with its own probability alone.
+
+    None if one of them has none, or if the tokens, joined, do not hold the prompt: then nothing is known of where they
+    stand. Half a character is spelled `bytes:` and its bytes. A token that begins before the place counts.
+    """
+    match value:
+        case {"tokens": list(tokens), "token_logprobs": list(own)} if len(tokens) == len(own):
+            pieces = [_bytes(token) for token in tokens]
+        case _:
+            return None
+    whole = prompt.encode("utf-8", errors="replace")
+    begin = b"".join(pieces).find(whole)
+    if begin < 0:
+        return None
+    first, last = begin + len(prompt[:place].encode("utf-8", errors="replace")), begin + len(whole)
+    found, start = [], 0
+    for token, piece, logprob in zip(tokens, pieces, own, strict=True):
+        if start < last and start + len(piece) > first:
+            known = dict(_logprobs([(token, logprob)]))
+            if not known:
+                return None
+            found.append(Likely(token, tuple(known.items())))
+        start += len(piece)
+    return tuple(found)
+
+
+def _bytes(token: Any) -> bytes:
+    """What a token stands for in a text."""
+    if not isinstance(token, str):
+        return b""
+    if re.fullmatch(r"bytes:(\\x[0-9a-fA-F]{2})+", token):
+        return bytes.fromhex(token.removeprefix("bytes:").replace("\\x", ""))
+    return token.encode("utf-8", errors="replace")
 
 
 def packed(likely: Sequence[Likely] | None) -> str | None:

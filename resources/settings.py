@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     scorers: str = Field(
         "",
         description="further scorers, separated by commas: `detection`, `fuzzing`, `fuzzing_active`, `intruder` ask the simulator's model; "
-        "`embedding:MODEL` compares vectors; `ablation` puts the simulation in the neuron's place, in a causal subject; none unless given",
+        "`surprisal` (or `surprisal:MODEL`) foretells texts, `embedding:MODEL` compares vectors; `ablation` puts the simulation in the neuron's place, in a causal subject; none unless given",
     )
     base_url: str = Field("https://api.openai.com/v1", description="OpenAI-compatible endpoint")
     concurrency: int = Field(16, ge=1, le=1000, description="requests in flight at a time")

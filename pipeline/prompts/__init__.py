@@ -4,12 +4,13 @@
     simulate.*.txt   the same for the simulator; simulate-many.*.txt for the one that reads several excerpts at once
     simulate-prompt.txt  for simulators that complete a text in place of a chat
     intruder.*.txt   what a judge is told that looks for the text that is not of the neuron
+    surprisal*.txt   what stands before a text whose probability is asked for
     embed.query.txt  what stands before an explanation whose vector is asked for
     cases.json       worked cases for both; a token is "text" or ["text", activation], and 0 is left out
 
 Changing a letter of a file changes its hash, so results know which words made them.
 
-Text of the corpus goes into a prompt as JSON and through `as_data`, so it stays data: it cannot act as a placeholder,
+Text of the corpus goes into a prompt as JSON (but for its own probability or vector) and through `as_data`, so it stays data: it cannot act as a placeholder,
 end a list, or be read as a control token of the language model.
 """
 

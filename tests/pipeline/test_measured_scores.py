@@ -115,3 +115,21 @@ def test_found_intruders_are_a_share_with_the_exact_p_of_luck():
     assert row["ci_low"] < 0.8 < row["ci_high"]
     none = scored(judgements.clear(), by=(("intruder", "m"),))["intruder"]
     assert (none["value"], none["missing_because"]) == (None, "too_few_texts")
+
+
+def test_surprisal_is_the_mean_over_active_texts_and_its_area_is_over_all():
+    judgements = measured(*((True, 0.5), (True, 0.3), (True, -0.1), (False, 0.4), (False, 0.0)), scorer="surprisal")
+    found = scored(judgements, by=(("surprisal", "m"),))
+    assert found["surprisal"]["value"] == pytest.approx(0.7 / 3)
+    assert (found["surprisal"]["n_sequences"], found["surprisal"]["split"]) == (3, "active")
+    assert found["surprisal_auc"]["value"] == pytest.approx(3 / 6)
+    assert (found["surprisal_auc"]["n_sequences"], found["surprisal_auc"]["split"]) == (5, "active_and_quiet")
+
+
+def test_a_gain_on_every_text_is_no_luck_and_one_on_half_of_them_may_be():
+    def p(*gains):
+        judgements = measured(*((True, one) for one in gains), scorer="surprisal")
+        return scored(judgements, by=(("surprisal", "m"),))["surprisal"]["p_value"]
+
+    assert p(*[0.1] * 10) < 0.01
+    assert p(*[0.1, -0.1] * 5) > 0.3
