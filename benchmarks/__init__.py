@@ -7,6 +7,7 @@
     peak_memory.py   the memory of one pass in a process of its own
     peers/           other ways to the same activations
     environments.py  what peers are installed in
+    smollm2.py       a real small language model, as a server and as a subject
 
 `RESULTS.md` keeps what was measured, where, and by which command.
 """

@@ -45,15 +45,18 @@ def peers(home: Path, names: Sequence[str] = NAMES) -> list[Peer]:
     return found
 
 
-def _python(name: str, home: Path) -> Path:
-    """The Python of a peer's environment, which is made anew when its versions have changed."""
-    requirements = PEERS / "requirements" / f"{name}.txt"
-    if not requirements.exists():
-        return Path(sys.executable)
-    folder, mark = home / name, home / name / "installed.txt"
+def python_with(requirements: Path, home: Path) -> Path:
+    """The Python of an environment under `home` that has what a file requires; made anew when the file has changed."""
+    folder = home / requirements.stem
+    mark = folder / "installed.txt"
     if not mark.exists() or mark.read_text() != requirements.read_text():
         venv.create(folder, clear=True, with_pip=True)
         pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps", "-r", str(requirements)]
         subprocess.run(pip, check=True, stdout=sys.stderr)
         mark.write_text(requirements.read_text())
     return folder / "bin" / "python"
+
+
+def _python(name: str, home: Path) -> Path:
+    requirements = PEERS / "requirements" / f"{name}.txt"
+    return python_with(requirements, home) if requirements.exists() else Path(sys.executable)
