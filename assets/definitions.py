@@ -13,6 +13,7 @@ from assets import (
     connections,
     dataset_release,
     exemplars,
+    explanation_embeddings,
     explanations,
     imports,
     judgements,
@@ -29,11 +30,23 @@ from assets.project import Choices, Project
 from assets.run import last_hops
 from pipeline import human, languages, methods, scorers, selection
 from pipeline.errors import SettingsError
-from pipeline.ports import Corpus, Foreign, Lake, LanguageModel, Machines, Partials, Progress, Releases, SubjectModel
+from pipeline.ports import (
+    Corpus,
+    Encoder,
+    Foreign,
+    Lake,
+    LanguageModel,
+    Machines,
+    Partials,
+    Progress,
+    Releases,
+    SubjectModel,
+)
 from resources import code, people
 from resources.budget import Budget
 from resources.corpus import open_corpus
 from resources.delta import DeltaLake
+from resources.encoder import open_encoder
 from resources.export_folder import ReleaseFolders
 from resources.foreign_files import ForeignFiles
 from resources.language import OpenAICompatible
@@ -52,15 +65,20 @@ def defs() -> dg.Definitions:
 
 
 def build(
-    settings: Settings, *, progress: Progress | None = None, language: LanguageModel | None = None
+    settings: Settings,
+    *,
+    progress: Progress | None = None,
+    language: LanguageModel | None = None,
+    encoder: Encoder | None = None,
 ) -> dg.Definitions:
-    """All assets, jobs and doors for these settings; `language` is in place of the door that they name."""
+    """All assets, jobs and doors for these settings; `language` and `encoder` are in place of the doors that they name."""
     subject = open_subject(settings)
     lake = open_lake(settings)
     project = open_project(settings, subject)
     progress = progress or LoggedProgress()
     doors: dict[
-        str, Corpus | SubjectModel | LanguageModel | Lake | Machines | Partials | Progress | Foreign | Releases
+        str,
+        Corpus | SubjectModel | LanguageModel | Lake | Machines | Partials | Progress | Foreign | Releases | Encoder,
     ] = {
         "subject": subject,
         "corpus": open_corpus(settings.corpus, column=settings.column),
@@ -73,6 +91,8 @@ def build(
         "foreign": ForeignFiles(),
         "releases": ReleaseFolders(settings.releases),
     }
+    if settings.encoder:
+        doors["encoder"] = encoder or open_encoder(settings.encoder, open_language(settings, lake))
     assets = [
         sequences.define(project),
         layers.define(project),
@@ -90,6 +110,7 @@ def build(
         *imports.define(project.code),
         *rescoring.define(rescored(settings), project.code),
         dataset_release.define(project),
+        *([explanation_embeddings.define(project)] if settings.encoder else []),
     ]
     # Without an explainer nothing is paid for.
     spending = (

@@ -26,14 +26,18 @@ import polars as pl
 
 from benchmarks.figures import Figure, as_json, as_text
 from explorer.kept import Kept
+from explorer.meaning import Meaning
 from explorer.server import Explorer, serve
 from explorer.staleness import Staleness
+from pipeline.ports import Usage, Vector
 from pipeline.scale import scale
 from pipeline.scores import SCORERS, SETS
 from pipeline.tables import TABLES
 from resources.delta import DeltaLake
 
 LENGTH, WINDOWS, VOCABULARY = 64, 4096, 30_000
+WIDTH = 384
+"""Of an embedding, as all-MiniLM-L6-v2 has it."""
 RECORDS = {"top": 20, "random": 10, "q0": 6, "q1": 6, "q2": 6, "q3": 6, "q4": 6}
 FEW = 50
 """Neurons that a class looks at together."""
@@ -61,6 +65,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
             made_up(folder, layers=asked.layers, neurons=asked.neurons, whole=asked.whole)
         figures = list(measured(folder, asked))
     print(as_json(figures) if asked.json else "\n".join(as_text(figure) for figure in figures))
+
+
+class Scattered:
+    """An encoder that gives any text a vector of its own, in no time."""
+
+    name = "local:made-up"
+
+    def fingerprint(self) -> str:
+        return "sha256:made-up"
+
+    def provenance(self) -> dict[str, Any]:
+        return {}
+
+    def encode(self, texts: Sequence[str], *, run_id: str) -> tuple[list[Vector], Usage]:  # noqa: ARG002 (the port has it)
+        found = [np.random.default_rng(list(text.encode())).standard_normal(WIDTH, dtype=np.float32) for text in texts]
+        return [Vector(one / np.linalg.norm(one)) for one in found], Usage()
 
 
 # ---- the lake
@@ -133,7 +153,12 @@ def _layer(layer: int, neurons: int, generator: np.random.Generator, words: Sequ
     }  # fmt: skip
     subject = {"layer": [layer], "subject": ["made-up-xl"], "site": [f"h.{layer}.mlp.c_proj"], "n_neurons": [neurons],
                "signed": [False], "fingerprint": ["sha256:made-up"]}  # fmt: skip
+    vectors = generator.standard_normal((neurons, WIDTH), dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    embeddings = {**at, "explanation_id": names, "encoder": [Scattered.name] * neurons, "vector": _lists(vectors),
+                  "fingerprint": [Scattered().fingerprint()] * neurons}  # fmt: skip
     return {
+        "explanation_embeddings": pl.DataFrame(embeddings),
         "subject_layers": pl.DataFrame(subject), "neuron_statistics": pl.DataFrame(statistics),
         "explanations": pl.DataFrame(explanations, schema_overrides={"exemplar_ids": pl.List(pl.String)}),
         "scores": pl.DataFrame(scores),
@@ -204,7 +229,8 @@ def _lists(values: Any) -> pl.Series:
 
 def _serve(folder: Path) -> None:
     lake = DeltaLake(folder)
-    explorer = Explorer(Kept(lake), Staleness(lake, None), folder, folder.parent / f"{folder.name}-explorer")
+    files = folder.parent / f"{folder.name}-explorer"
+    explorer = Explorer(Kept(lake), Staleness(lake, None), folder, files, meaning=Meaning(files, Scattered))
     serve(explorer, host="127.0.0.1", port=0, token=None, said=lambda address: print(address, flush=True))
 
 
@@ -242,7 +268,10 @@ def _asked(port: int, asked: argparse.Namespace, generator: random.Random, pid: 
     def layer() -> str:
         return f"/{generator.randrange(asked.layers)}?sort=score"
 
-    kinds = {"neuron": neuron, "search": words, "layer": layer}
+    def meaning() -> str:
+        return f"{words()}&by=meaning"
+
+    kinds = {"neuron": neuron, "search": words, "meaning": meaning, "layer": layer}
     for kind, path in kinds.items():
         connection = http.client.HTTPConnection("127.0.0.1", port)
         for _ in range(3):
@@ -250,11 +279,17 @@ def _asked(port: int, asked: argparse.Namespace, generator: random.Random, pid: 
         before = _worked(pid)
         found = sorted(_get(connection, path())[0] for _ in range(asked.requests))
         detail = f"{asked.requests} pages one after the other"
+        worked = (_worked(pid) - before) / asked.requests
+        yield _figure(f"{kind}_work", 1e3 * worked, "ms", None, f"processor time of the server for a page; {detail}")
         if kind == "neuron":
-            worked = (_worked(pid) - before) / asked.requests
-            yield _figure("neuron_work", 1e3 * worked, "ms", None, f"processor time of the server for a page; {detail}")
             yield _figure("neuron_p50", 1e3 * _at(found, 0.5), "ms", 50, detail)
-        yield _figure(f"{kind}_p95", 1e3 * _at(found, 0.95), "ms", {"neuron": 150, "search": 150}.get(kind), detail)
+        yield _figure(
+            f"{kind}_p95",
+            1e3 * _at(found, 0.95),
+            "ms",
+            {"neuron": 150, "search": 150, "meaning": 150}.get(kind),
+            detail,
+        )
     _, size = _get(http.client.HTTPConnection("127.0.0.1", port), neuron())
     yield _figure(
         "neuron_size",

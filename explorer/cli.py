@@ -16,6 +16,7 @@ from rich.text import Text
 
 import explorer.auditing
 import explorer.comparing
+import explorer.embedding
 import explorer.exchange
 import explorer.looking  # noqa: F401 (these hold the other commands)
 from explorer.command import (
@@ -330,6 +331,8 @@ def explore(  # noqa: PLR0917 (click passes all by name)
     from explorer import site
     from explorer.kept import Kept
     from explorer.live import Live
+    from explorer.looking import encoder_of
+    from explorer.meaning import Meaning
     from explorer.neuron import parse
     from explorer.server import Explorer, serve
     from explorer.staleness import Staleness
@@ -343,6 +346,7 @@ def explore(  # noqa: PLR0917 (click passes all by name)
         Kept(lake), Staleness(lake, _looking(settings, lake)), home(), settings.instance / "explorer", given,
         settings.human_file, live=Live(lambda: open_subject(settings)), verifying=Verifying(_verifies(settings, lake)),
         against=None if against is None else _other(against),
+        meaning=Meaning(settings.instance / "explorer", encoder_of(settings)),
     )  # fmt: skip
     if folder is None:
         if neurons or wanted is not None:

@@ -47,6 +47,8 @@ class Filters:
     """What an address asks for. Every field is a name in its query; empty is no filter."""
 
     q: str = ""
+    by: str = ""
+    """`meaning` to find what means like `q`; else its words are looked for."""
     layer: str = ""
     method: str = ""
     state: str = ""

@@ -11,11 +11,15 @@ import polars as pl
 
 from explorer.index import STATES, Filters, Index, counts, named, paged, spread
 from explorer.kept import Kept
+from explorer.live import PATIENCE, NotAtHandError
+from explorer.meaning import Meaning
 from explorer.neuron_page import NotThereError, not_there, sentence
 from pipeline.errors import SettingsError
 from resources.delta import collect
 
 PAGE = 50
+BY_WORDS = "Words are matched by their stems."
+BY_MEANING = "Nearest first, by the cosine of the embeddings of text and explanation."
 COLUMNS = (
     "layer", "neuron", "polarity", "text", "method", "explainer", "missing_because", "value", "ci_low", "ci_high", "lookup",
     "gain", "state", "maximum", "fraction_positive",
@@ -171,17 +175,28 @@ def layer(kept: Kept, index: Index, number: int, filters: Filters, *, size: int 
     }
 
 
-def search(kept: Kept, index: Index, filters: Filters, *, size: int = PAGE) -> dict[str, Any]:
-    """Explanations that hold the words, or all neurons if there are none.
+def search(
+    kept: Kept, index: Index, filters: Filters, meaning: Meaning, *, size: int = PAGE, patience: float | None = PATIENCE
+) -> dict[str, Any]:
+    """Explanations that hold the words, or mean like them where that is asked for and can be; all neurons without words.
 
     Raises:
         FilterError: a filter is of no use.
     """
-    rows = index.find(filters.q) if filters.q else index.neurons
+    rows, said, without = index.find(filters.q) if filters.q else index.neurons, BY_WORDS, 0
+    if filters.q and filters.by == "meaning":
+        try:
+            rows, said = meaning.find(kept, index, filters.q, patience=patience), BY_MEANING
+            known = meaning.vectors(kept, index)
+            without = 0 if known is None else known.without
+        except NotAtHandError as error:
+            said = str(error)
     usual = "match" if filters.q else "score"
     return {
         "q": filters.q,
-        "semantic": "There is no semantic search here: no table of embeddings is made yet. Words are matched by their stems.",
+        "by": "meaning" if said == BY_MEANING else "words",
+        "semantic": said,
+        "without": without,
         "uri": kept.lake.uri,
         **_listed(rows, filters, usual=usual, facets=("layer", "state", "method"), size=size),
     }
@@ -198,7 +213,7 @@ def _listed(
         "pages": pages,
         "sort": filters.sort or usual,
         "facets": {name: counts(rows.filter(filters.expression(without=name)), name) for name in facets},
-        "rows": named(shown, COLUMNS),
+        "rows": named(shown, [*COLUMNS, *(("closeness",) if "closeness" in shown.columns else ())]),
     }
 
 

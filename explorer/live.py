@@ -1,8 +1,8 @@
-"""Live: the subject of a lake at hand, to read a text with it.
+"""Live: a model in this process, at hand for whoever looks: the subject of a lake, to read a text with it, or an encoder.
 
 It is opened when it is first asked for and kept, in one thread of its own, so that the server goes on answering and no two
-texts are in memory at once. It answers only as the model that the lake was captured with: where its weights or its tokenizer
-are others, it says so.
+texts are in memory at once. A subject answers only as the model that the lake was captured with: where its weights or its
+tokenizer are others, it says so.
 """
 
 import json
@@ -10,16 +10,17 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from threading import BoundedSemaphore
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import polars as pl
 
 from explorer.kept import Kept
-from pipeline.errors import NeuronLedgerError
+from pipeline.errors import LanguageModelError, NeuronLedgerError, SettingsError, SubjectError
 from pipeline.ports import SubjectModel
 from pipeline.provenance import frame_hash
 from pipeline.tables import TABLES
 
+M = TypeVar("M")
 T = TypeVar("T")
 
 PATIENCE = 25.0
@@ -29,34 +30,34 @@ WAITING = 4
 
 
 class NotAtHandError(NeuronLedgerError):
-    """The subject cannot read a text here, and why."""
+    """A model cannot read a text here, and why."""
 
 
 class BusyError(NotAtHandError):
-    """The subject cannot read a text yet."""
+    """A model cannot read a text yet."""
 
 
-class Live:
-    """The subject that `look` opens; none without it."""
+class Live(Generic[M]):
+    """The model that `look` opens; none without it."""
 
-    def __init__(self, look: Callable[[], SubjectModel] | None = None) -> None:
+    def __init__(self, look: Callable[[], M] | None = None) -> None:
         self._look = look
-        self._opened: SubjectModel | None = None
-        self._one_at_a_time = ThreadPoolExecutor(1, thread_name_prefix="subject")
+        self._opened: M | None = None
+        self._one_at_a_time = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._room = BoundedSemaphore(WAITING)
 
-    def use(self, work: Callable[[SubjectModel], T], *, patience: float | None = PATIENCE) -> T:
-        """What `work` makes of the subject. Waits at most `patience` seconds; without it as long as it takes.
+    def use(self, work: Callable[[M], T], *, patience: float | None = PATIENCE) -> T:
+        """What `work` makes of the model. Waits at most `patience` seconds; without it as long as it takes.
 
         Raises:
-            NotAtHandError: there is no subject, or it cannot be opened.
+            NotAtHandError: there is no model, or it cannot be opened, or cannot do this.
             BusyError: it is still being loaded, or reads other texts.
         """
         if self._look is None:
-            raise NotAtHandError("No subject model was given to this server.")
+            raise NotAtHandError("No model was given to this server.")
         if not self._room.acquire(blocking=False):
             raise BusyError("The model reads other texts; load the page again in a moment.")
-        future = self._one_at_a_time.submit(lambda: work(self._subject()))
+        future = self._one_at_a_time.submit(self._used, work)
         future.add_done_callback(self._leave)
         try:
             return future.result(timeout=patience)
@@ -67,16 +68,14 @@ class Live:
     def _leave(self, _: "Future[T]") -> None:
         self._room.release()
 
-    def _subject(self) -> SubjectModel:
-        if self._opened is None:
-            assert self._look is not None  # noqa: S101 - for the type checker
-            try:
-                opened = self._look()
-                opened.fingerprints()
-            except (NeuronLedgerError, OSError) as error:
-                raise NotAtHandError(f"The model is not at hand: {error}") from error
-            self._opened = opened
-        return self._opened
+    def _used(self, work: Callable[[M], T]) -> T:
+        assert self._look is not None  # noqa: S101 - for the type checker
+        try:
+            if self._opened is None:
+                self._opened = self._look()
+            return work(self._opened)
+        except (SubjectError, LanguageModelError, SettingsError, OSError) as error:
+            raise NotAtHandError(f"The model is not at hand, or cannot read this: {error}") from error
 
     def close(self) -> None:
         """Wait for nothing more."""

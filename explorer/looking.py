@@ -4,16 +4,20 @@ The same code as behind the pages `/search` and `/text`, so that both say the sa
 """
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
 from rich.text import Text
 
 from explorer.command import FAILED, main, reported, screen, settings_options
+from explorer.live import NotAtHandError
 from pipeline.errors import SettingsError
 from resources.settings import Settings, load
+
+if TYPE_CHECKING:
+    from pipeline.ports import Encoder, SubjectModel
 
 SHOWN = 15
 """Neurons named in the terminal among those that fire most; `--json` has more."""
@@ -24,6 +28,7 @@ JSON_OF_A_TEXT = "{text, closed, why, read: {tokens, token_ids, firing: [...], s
 @main.command()
 @click.argument("words", nargs=-1)
 @click.option("--token", help="Neurons with a high mean activation on this token, by their token lists.")
+@click.option("--meaning", is_flag=True, help="What means like the words, by the embeddings that `embed` made.")
 @click.option("--layer", type=click.IntRange(0), help="Of this layer alone.")
 @click.option("--method", help="Explanations of this method alone, such as token-lookup.")
 @click.option("--state", help="`explained`, `not_explained`, `failed` or `dead`.")
@@ -37,6 +42,7 @@ JSON_OF_A_TEXT = "{text, closed, why, read: {tokens, token_ids, firing: [...], s
 def search(  # noqa: PLR0917 (click passes all by name)
     words: tuple[str, ...],
     token: str | None,
+    meaning: bool,  # noqa: FBT001 (click passes flags by name)
     layer: int | None,
     method: str | None,
     state: str | None,
@@ -50,20 +56,27 @@ def search(  # noqa: PLR0917 (click passes all by name)
     """Neurons whose explanation holds all these WORDS, the best match first; without words, the best scores."""
     from explorer import lists
     from explorer.index import FilterError, Filters, index
+    from explorer.meaning import Meaning
 
-    if token is not None and (words or method):
-        raise SettingsError("--token is a search by itself; leave out the words and --method")
+    if token is not None and (words or method or meaning):
+        raise SettingsError("--token is a search by itself; leave out the words, --method and --meaning")
+    if meaning and not words:
+        raise SettingsError("--meaning needs words that say what to look for")
     settings = load(**flags)
     kept = _kept(settings)
     asked = {
-        "q": " ".join(words) if token is None else token, "method": method if token is None else "token-lookup",
+        "q": " ".join(words) if token is None else token, "by": "meaning" if meaning else None, "method": method if token is None else "token-lookup",
         "layer": layer, "state": state, "least": least, "most": most, "sort": sort,
     }  # fmt: skip
     filters = Filters.of({name: str(value) for name, value in asked.items() if value is not None})
     try:
-        found = lists.search(kept, index(kept, settings.instance / "explorer"), filters, size=limit)
+        files = settings.instance / "explorer"
+        by_meaning = Meaning(files, encoder_of(settings, far=True))
+        found = lists.search(kept, index(kept, files), filters, by_meaning, size=limit, patience=None)
     except FilterError as error:
         raise SettingsError(str(error)) from None
+    if meaning and found["by"] != "meaning":
+        raise NotAtHandError(found["semantic"])
     if as_json:
         click.echo(json.dumps(found, default=str))
         return
@@ -74,6 +87,7 @@ def search(  # noqa: PLR0917 (click passes all by name)
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for name, right in (
         ("neuron", False),
+        *((("near", True),) if meaning else ()),
         ("score", True),
         ("tokens alone", True),
         ("method", False),
@@ -82,7 +96,12 @@ def search(  # noqa: PLR0917 (click passes all by name)
         table.add_column(name, justify="right" if right else "left", no_wrap=name != "explanation")
     for row in found["rows"]:
         table.add_row(
-            _name(row), _number(row["value"]), _number(row["lookup"]), _harmless(_by(row)), _harmless(_said(row))
+            _name(row),
+            *((_number(row["closeness"], 2),) if meaning else ()),
+            _number(row["value"]),
+            _number(row["lookup"]),
+            _harmless(_by(row)),
+            _harmless(_said(row)),
         )
     console.print(table)
     if found["count"] > len(found["rows"]):
@@ -108,7 +127,7 @@ def try_(text: str, neurons: str, layer: int | None, order: str, as_json: bool, 
 
     settings = load(**flags)
     kept = _kept(settings)
-    live = Live(lambda: open_subject(settings))
+    live: Live[SubjectModel] = Live(lambda: open_subject(settings))
     query = {"text": text, "neurons": neurons, "order": order} | ({} if layer is None else {"layer": str(layer)})
     if not text.strip():
         raise SettingsError("TEXT is empty; write some words between quotes")
@@ -162,6 +181,26 @@ def _told(found: Mapping[str, Any]) -> None:
     if read["firing"]:
         console.print()
         console.print(table)
+
+
+def encoder_of(settings: Settings, *, far: bool = False) -> "Callable[[], Encoder] | None":
+    """What opens the encoder of these settings; None without one. One of an endpoint only if `far`: pages send nothing."""
+    name = settings.encoder
+    if name is None:
+        return None
+
+    def look() -> "Encoder":
+        from assets.definitions import open_lake, open_language
+        from resources.encoder import open_encoder
+        from resources.local_language import is_local
+
+        if not far and not is_local(name):
+            raise SettingsError(
+                f"{name} is a model of an endpoint, and pages send nothing; search by it with `neuronledger search --meaning`"
+            )
+        return open_encoder(name, open_language(settings, open_lake(settings)))
+
+    return look
 
 
 def _kept(settings: Settings) -> Any:

@@ -86,7 +86,7 @@ class Found:
     strongest: list[list[tuple[float, int, int, str]]] = field(default_factory=list)
 
 
-def gather(kept: Kept, live: Live, asked: Asked, *, patience: float | None) -> dict[str, Any]:
+def gather(kept: Kept, live: Live[SubjectModel], asked: Asked, *, patience: float | None) -> dict[str, Any]:
     """What the page of a text shows. `why` says why nothing could be read.
 
     Raises:

@@ -45,6 +45,7 @@ from explorer.index import FilterError, Filters, Index, best_words, index
 from explorer.kept import Kept
 from explorer.live import PATIENCE as PATIENCE_WITH_MODEL
 from explorer.live import Live
+from explorer.meaning import Meaning
 from explorer.moments import LakeThen, Moment, moment
 from explorer.neuron_page import NotThereError
 from explorer.pages import Here, dressed, page
@@ -53,6 +54,7 @@ from explorer.staleness import PATIENCE, Staleness
 from explorer.verifying import Verifying
 from explorer.words import LANGUAGES, preferred, speaker
 from pipeline.errors import NeuronLedgerError, SettingsError
+from pipeline.ports import SubjectModel
 from pipeline.reviews import ReviewError
 from resources.delta import DeltaLake
 
@@ -86,11 +88,13 @@ class Explorer:
     flags: Mapping[str, str] = field(default_factory=dict)
     written: Path | None = None
     """The file with explanations of people that the settings name."""
-    live: Live = field(default_factory=Live)
+    live: Live[SubjectModel] = field(default_factory=Live)
     """The subject, to read texts with."""
     answers: Answers = field(default_factory=Answers)
     verifying: Verifying = field(default_factory=Verifying)
     """Verifications that were asked for on pages."""
+    meaning: Meaning | None = None
+    """Search by meaning; without it, similar explanations are found by the vectors alone."""
     against: Kept | None = None
     """Another lake, to compare with."""
     moment: Moment | None = None
@@ -99,6 +103,9 @@ class Explorer:
     """Today's pages, on those of a moment."""
     _moments: "OrderedDict[tuple[str, int | None], Explorer]" = field(default_factory=OrderedDict)
     _lock: Lock = field(default_factory=Lock)
+
+    def __post_init__(self) -> None:
+        self._meaning = Meaning(self.files) if self.meaning is None else self.meaning.beside(self.files)
 
     @property
     def people(self) -> People:
@@ -258,7 +265,7 @@ class Explorer:
         asked = request.query_params.get("q", "").strip()
         if re.fullmatch(r"[0-9]{1,9}[:/][0-9]{1,9}", asked, re.ASCII):
             raise ElsewhereError("/" + asked.replace(":", "/"))
-        return lists.search(self.kept, self.index(), Filters.of(request.query_params))
+        return lists.search(self.kept, self.index(), Filters.of(request.query_params), self._meaning)
 
     def neuron(self, request: Request) -> dict[str, Any]:
         """One neuron."""
@@ -361,7 +368,7 @@ class Explorer:
     def similar(self, request: Request) -> dict[str, Any]:
         """The neurons that are like one."""
         layer, neuron = (_index(request.path_params[name]) for name in ("layer", "neuron"))
-        return similar.gather(self.kept, self.index(), layer, neuron)
+        return similar.gather(self.kept, self.index(), layer, neuron, self._meaning)
 
     # ---- answers
 

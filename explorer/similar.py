@@ -12,6 +12,7 @@ import polars as pl
 
 from explorer.index import Index, words_of
 from explorer.kept import Kept
+from explorer.meaning import Meaning
 from explorer.neuron_page import NotThereError, not_there
 from pipeline.baselines import METHODS
 from pipeline.controls import CONTROLS
@@ -28,11 +29,13 @@ JOINTS = [
     for sign in ("positive", "negative")
     for part in ("token_ids", "strengths")
 ]
+MOST_NEAR = 2_000
+"""Explanations that are looked through for those of other neurons by the same method."""
 LEAST_WINDOWS = 2
 """Strongest windows in common, from which on two neurons are named: one alone may be by chance."""
 
 
-def gather(kept: Kept, index: Index, layer: int, neuron: int) -> dict[str, Any]:
+def gather(kept: Kept, index: Index, layer: int, neuron: int, meaning: Meaning) -> dict[str, Any]:
     """The neurons that are like this one.
 
     Raises:
@@ -49,7 +52,7 @@ def gather(kept: Kept, index: Index, layer: int, neuron: int) -> dict[str, Any]:
         "layers": layers,
         "together": _together(kept, layer, neuron, layers),
         "weights": _weights(kept, layer, neuron, layers),
-        "said": [one for row in mine.iter_rows(named=True) for one in _said(index, row)],
+        "said": [one for row in mine.iter_rows(named=True) for one in _said(kept, index, row, meaning)],
     }  # fmt: skip
     named = [
         *(one for side in found["together"] for one in side["rows"]),
@@ -110,17 +113,27 @@ def _weights(kept: Kept, layer: int, neuron: int, layers: Sequence[int]) -> dict
     return found
 
 
-def _said(index: Index, mine: dict[str, Any]) -> list[dict[str, Any]]:
-    """Neurons whose explanation shares most with the best of one side; a list of tokens is held against lists."""
-    # Numbers are counts of tokens, and `tokens` begins every list of them.
-    words = [word for word in re.findall(r"[^\W\d_]{2,}", mine["text"] or "") if word != "tokens"]
-    own, same = (mine["layer"], mine["neuron"]), pl.col("method") == mine["method"]
-    rows = index.find(" ".join(dict.fromkeys(words)), every=False).filter(
+def _said(kept: Kept, index: Index, mine: dict[str, Any], meaning: Meaning) -> list[dict[str, Any]]:
+    """Neurons whose explanation means like the best of one side, or shares most words with it where there are no vectors.
+
+    A list of tokens is held against lists.
+    """
+    rows, by = _near(kept, index, mine, meaning), "meaning"
+    if rows is None:
+        # Numbers are counts of tokens, and `tokens` begins every list of them.
+        words = [word for word in re.findall(r"[^\W\d_]{2,}", mine["text"] or "") if word != "tokens"]
+        rows, by = index.find(" ".join(dict.fromkeys(words)), every=False), "words"
+    same = pl.col("method") == mine["method"]
+    others = rows.filter(
         (same if mine["method"] in METHODS else ~pl.col("method").is_in(METHODS)) & ~pl.col("method").is_in(CONTROLS)
-        & ~((pl.col("layer") == own[0]) & (pl.col("neuron") == own[1]))
+        & ~((pl.col("layer") == mine["layer"]) & (pl.col("neuron") == mine["neuron"]))
     )  # fmt: skip
-    best = rows.unique(["layer", "neuron", "polarity"], keep="first", maintain_order=True).head(SHOWN)
-    shown = best.select("layer", "neuron", "polarity", "method", "text", "value").to_dicts()
-    return [
-        {"polarity": mine["polarity"], "text": mine["text"], "method": mine["method"], "by": "words", "rows": shown}
-    ]
+    best = others.unique(["layer", "neuron", "polarity"], keep="first", maintain_order=True).head(SHOWN)
+    columns = ["layer", "neuron", "polarity", "method", "text", "value", *(["closeness"] if by == "meaning" else [])]
+    shown = best.select(columns).to_dicts()
+    return [{"polarity": mine["polarity"], "text": mine["text"], "method": mine["method"], "by": by, "rows": shown}]
+
+
+def _near(kept: Kept, index: Index, mine: dict[str, Any], meaning: Meaning) -> pl.DataFrame | None:
+    name = mine["explanation_id"]
+    return None if name is None or not mine["text"] else meaning.like(kept, index, name, most=MOST_NEAR)

@@ -281,6 +281,22 @@ def _failure_share(rows: pl.DataFrame, column: str) -> Finding:
     )
 
 
+def _explanation_embeddings(rows: pl.DataFrame) -> list[Finding]:
+    known = rows.get_column("vector").drop_nulls()
+    off = (known.list.eval(pl.element().cast(pl.Float64) ** 2).list.sum() - 1).abs()
+    wrong = int((off > 1e-4).sum())
+    widths = known.list.len().n_unique()
+    return [
+        Finding(
+            "vectors_have_length_one",
+            not wrong and widths <= 1,
+            f"{wrong:,} of {len(known):,} vectors have not length 1, and they are of {widths} widths",
+            {"wrong": wrong, "widths": widths},
+        ),
+        _failure_share(rows, "vector"),
+    ]
+
+
 _CHECKS: dict[str, Any] = {
     "sequences": _sequences,
     "subject_layers": lambda _: [],
@@ -295,6 +311,7 @@ _CHECKS: dict[str, Any] = {
     "judgements": _judgements,
     "ablations": _ablations,
     "scores": _scores,
+    "explanation_embeddings": _explanation_embeddings,
 }
 _NAMES: dict[str, tuple[str, ...]] = {
     "sequences": ("splits_share_no_text",),
@@ -310,4 +327,5 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "ablations": ("every_simulation_is_put_in_place", "divergences_are_possible"),
     "judgements": ("judged_documents_were_not_shown", "few_answers_are_missing"),
     "scores": ("score_is_reproduced",),
+    "explanation_embeddings": ("vectors_have_length_one", "few_answers_are_missing"),
 }

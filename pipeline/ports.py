@@ -3,6 +3,7 @@
 Corpus         gives documents
 SubjectModel   the model being explained: tokenises, and runs so that its neurons can be read
 LanguageModel  answers requests, each at most once
+Encoder        gives texts as vectors
 Lake           keeps tables
 Partials       keeps what an unfinished forward pass has found so far
 Machines       works on the pieces of a forward pass
@@ -287,6 +288,38 @@ class LanguageModel(Protocol):
 
         Raises:
             LanguageModelError: the endpoint cannot be used at all (wrong key, no such model, not reachable).
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A text as a vector of length 1, float32 (width,), or the reason why there is none."""
+
+    values: np.ndarray | None
+    missing_because: str | None = None
+    request_id: str | None = None
+    """The request that it took; None for an encoder in this process."""
+
+
+class Encoder(Protocol):
+    """Gives texts as vectors, those near each other that mean alike."""
+
+    name: str
+
+    def fingerprint(self) -> str:
+        """Tagged hash of what decides the vectors."""
+        ...
+
+    def provenance(self) -> Mapping[str, Any]:
+        """What an auditor must know to find the same encoder again."""
+        ...
+
+    def encode(self, texts: Sequence[str], *, run_id: str) -> tuple[Sequence[Vector], Usage]:
+        """One vector for each text, in their order, and what that cost.
+
+        Raises:
+            LanguageModelError: the encoder cannot be used at all.
         """
         ...
 

@@ -594,6 +594,28 @@ scores = Table(
     },
 )
 
+explanation_embeddings = Table(
+    name="explanation_embeddings",
+    doc="An explanation as a vector of one encoder, so that explanations that mean alike are near each other.",
+    key=("layer", "explanation_id"),
+    sort=("layer", "neuron", "polarity", "explanation_id"),
+    reasons={"vector": "missing_because"},
+    columns={
+        "layer": LAYER,
+        "neuron": NEURON,
+        "polarity": POLARITY,
+        "explanation_id": EXPLANATION_ID,
+        "encoder": Column(pl.String, "the encoder as it was named: `local:FOLDER`, or a model of an endpoint"),
+        "fingerprint": Column(pl.String, "what the encoder is: hash of weights and pooling, or of endpoint and name"),
+        "vector": Column(pl.List(pl.Float32), "of length 1, no unit", nullable=True),
+        "missing_because": MISSING_BECAUSE,
+        "request_id": Column(
+            pl.String, "the request in `language_calls`; null for an encoder in this process", nullable=True
+        ),
+        **MADE,
+    },
+)
+
 language_calls = Table(
     name="language_calls",
     doc="One request to a language model, with its reply word for word.",
@@ -893,6 +915,7 @@ TABLES: dict[str, Table] = {
         judgements,
         ablations,
         scores,
+        explanation_embeddings,
         language_calls,
         reviews,
         materializations,

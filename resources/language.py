@@ -557,7 +557,7 @@ class OpenAICompatible:
             case 404 if request.messages[0][0] == "embed":
                 unusable = (
                     f"{self.endpoint} has no model `{request.model}`, or gives no embeddings ({words}): check the model's "
-                    "name in --scorers, or take an encoder in this process, `embedding:local:FOLDER`"
+                    "name, or take an encoder in this process, `local:FOLDER`"
                 )
             case 404 if request.messages[0][0] == "prompt":
                 unusable = (

@@ -5,6 +5,7 @@ their mean, that of the first token, or that of the last. Without such a file it
 """
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +14,10 @@ from resources import checkpoint
 from resources.model_folder import ModelFolder, first_line, quiet
 
 POOLING = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first", "pooling_mode_lasttoken": "last"}
+
+
+BATCH = 64
+"""Texts that go through it at once."""
 
 
 class LocalEncoder:
@@ -32,7 +37,7 @@ class LocalEncoder:
 
         try:
             with torch.inference_mode():
-                tokens = self._tokenizer(text, return_tensors="pt", truncation=True, max_length=self._most)
+                tokens = self._tokenizer(text, return_tensors="pt", truncation=True, max_length=self.most_tokens)
                 states = self._model(**tokens).last_hidden_state[0].float()
                 vector = torch.nn.functional.normalize(self._pooled(states), dim=0).tolist()
         except LanguageModelError:
@@ -48,12 +53,42 @@ class LocalEncoder:
         }
         return json.dumps(body).encode()
 
+    def vectors(self, texts: Sequence[str]) -> Any:
+        """The vectors of many texts, float32 (text, axis), each of length 1; alike lengths go together."""
+        import torch
+
+        found: list[Any] = [None] * len(texts)
+        order = sorted(range(len(texts)), key=lambda place: (len(texts[place]), place))
+        for begin in range(0, len(order), BATCH):
+            places = order[begin : begin + BATCH]
+            # A tokenizer takes no half of a character.
+            given = [texts[place].encode("utf-8", errors="replace").decode() for place in places]
+            try:
+                with torch.inference_mode():
+                    tokens = self._tokenizer(
+                        given, return_tensors="pt", truncation=True, max_length=self.most_tokens, padding=True
+                    )
+                    states = self._model(**tokens).last_hidden_state.float()
+                    lengths = tokens["attention_mask"].sum(dim=1).tolist()
+                    for place, one, length in zip(places, states, lengths, strict=True):
+                        found[place] = torch.nn.functional.normalize(self._pooled(one[:length]), dim=0)
+            except LanguageModelError:
+                raise
+            except Exception as error:  # a stranger's model may take none of these arguments, or too much memory
+                raise self._unusable(error) from error
+        return torch.stack(found).numpy()
+
     def _pooled(self, states: Any) -> Any:
         """One vector of those of the tokens (token, axis)."""
-        return {"mean": states.mean(dim=0), "first": states[0], "last": states[-1]}[self._pooling]
+        return {"mean": states.mean(dim=0), "first": states[0], "last": states[-1]}[self.pooling]
 
     @cached_property
-    def _pooling(self) -> str:
+    def pooling(self) -> str:
+        """How the vectors of tokens become one: `mean`, `first` or `last`."""
+        modules = self._folder.whole / "modules.json"
+        for one in json.loads(modules.read_text(encoding="utf-8")) if modules.is_file() else ():
+            if str(one.get("type")).rpartition(".")[2] not in ("Transformer", "Pooling", "Normalize"):
+                raise LanguageModelError(f"local:{self.name} has a part {one.get('type')!r}, which is not known here")
         file = self._folder.whole / "1_Pooling" / "config.json"
         if not file.is_file():
             return "mean"
@@ -66,10 +101,12 @@ class LocalEncoder:
         return POOLING[chosen[0]]
 
     @cached_property
-    def _most(self) -> int:
-        """The longest text that it reads, in tokens."""
+    def most_tokens(self) -> int:
+        """The longest text that it reads, in tokens: what the model can, or less if its folder says so."""
         said = getattr(self._model.config, "max_position_embeddings", None) or 1 << 30
-        return int(min(said, self._tokenizer.model_max_length))
+        file = self._folder.whole / "sentence_bert_config.json"
+        stated = json.loads(file.read_text(encoding="utf-8")).get("max_seq_length") if file.is_file() else None
+        return int(min(said, self._tokenizer.model_max_length, stated or 1 << 30))
 
     @cached_property
     def _model(self) -> Any:
@@ -96,7 +133,11 @@ class LocalEncoder:
         from transformers import AutoTokenizer
 
         with quiet():
-            return AutoTokenizer.from_pretrained(self._folder.whole, trust_remote_code=False)
+            found: Any = AutoTokenizer.from_pretrained(self._folder.whole, trust_remote_code=False)
+        found.padding_side = "right"
+        if found.pad_token_id is None:
+            found.pad_token = found.eos_token
+        return found
 
     def _unusable(self, error: Exception) -> LanguageModelError:
         return LanguageModelError(f"local:{self.name} cannot be used: {first_line(error)}")

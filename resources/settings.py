@@ -69,6 +69,11 @@ class Settings(BaseSettings):
         description="further scorers, separated by commas: `detection`, `fuzzing`, `fuzzing_active`, `intruder` ask the simulator's model; "
         "`surprisal` (or `surprisal:MODEL`) foretells texts, `embedding:MODEL` compares vectors; `ablation` puts the simulation in the neuron's place, in a causal subject; none unless given",
     )
+    encoder: str | None = Field(
+        None,
+        description="encoder of explanations for search by meaning (`embed`): `local:FOLDER`, `local:demo`, or a model of the "
+        "endpoint; none unless given",
+    )
     base_url: str = Field("https://api.openai.com/v1", description="OpenAI-compatible endpoint")
     concurrency: int = Field(16, ge=1, le=1000, description="requests in flight at a time")
     timeout: int = Field(
@@ -108,6 +113,7 @@ class Settings(BaseSettings):
         "revision",
         "explainer",
         "simulator",
+        "encoder",
         "prices",
         "human_explanations",
         "automation_budget_usd",

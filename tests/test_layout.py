@@ -46,6 +46,7 @@ MODELS_SEEN_IN = {
     "pipeline/testing.py",
     "resources/anatomy.py",
     "resources/causal.py",
+    "resources/encoder.py",
     "resources/latents_file.py",
     "resources/local_encoder.py",
     "resources/local_language.py",

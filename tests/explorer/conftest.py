@@ -34,6 +34,7 @@ HOSTILE = "[red]a[/red] [link=http://b]c[/link] \x1b[2J\x1b]0;d\x07 \x9b31m \u20
 
 BESIDE = (
     "judgements",
+    "explanation_embeddings",
     "language_calls",
     "materializations",
     "reviews",

@@ -5,15 +5,21 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
 from explorer.kept import Kept
 from explorer.live import Live
+from explorer.meaning import Meaning
 from explorer.server import Explorer
 from explorer.staleness import Staleness
 from explorer.verify import Link
 from explorer.verifying import Verifying
+from pipeline import meaning
+from pipeline.ports import Usage, Vector
+from pipeline.scripted_tokens import embedding
+from pipeline.tables import TABLES
 from resources.subject import HuggingFaceSubject
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no browser: `pip install playwright`")
@@ -96,6 +102,18 @@ def address(told, served, tmp_path_factory):
         yield address
 
 
+class Shared:
+    """An encoder by which texts are alike as far as they share words."""
+
+    name = MARKS[0]
+
+    def fingerprint(self):
+        return "sha256:shared words"
+
+    def encode(self, texts, *, run_id):
+        return [Vector(np.asarray(embedding(text), dtype=np.float32)) for text in texts], Usage()
+
+
 @pytest.fixture(scope="module")
 def hostile(told, served, tmp_path_factory):
     """The same lake with hostile text in every place that text can come from."""
@@ -137,12 +155,21 @@ def hostile(told, served, tmp_path_factory):
                 request_id=pl.when(pl.col("request_id").is_not_null()).then(pl.lit("sha256:hostile"))
             )
         lake.replace("explanations", said, layer=layer, record={})
+        asked = meaning.wanted(said, fingerprint=Shared().fingerprint())
+        texts = meaning.unknown(asked, TABLES["explanation_embeddings"].empty())
+        vectors = dict(zip(texts, Shared().encode(texts, run_id="")[0], strict=True))
+        known = TABLES["explanation_embeddings"].empty()
+        made = meaning.rows(asked, known, vectors, encoder=MARKS[0], fingerprint=Shared().fingerprint())
+        made = made.with_columns(run_id=pl.lit(MARKS[1]))
+        lake.replace("explanation_embeddings", made, layer=layer, record={})
         subject = lake.read("subject_layers", layer=layer).with_columns(subject=pl.lit(MARKS[0]), site=pl.lit(MARKS[1]))
         lake.replace("subject_layers", subject, layer=layer, record={})
     live = Live(lambda: HuggingFaceSubject(str(folder.home / "subject")))
+    files = tmp_path_factory.mktemp("files")
     explorer = Explorer(
-        Kept(lake), Staleness(lake, None), folder.home, tmp_path_factory.mktemp("files"), {"lake": MARKS[0]}, None, live
-    )
+        Kept(lake), Staleness(lake, None), folder.home, files, {"lake": MARKS[0]}, None, live,
+        meaning=Meaning(files, Shared),
+    )  # fmt: skip
     with served(explorer.app()) as address:
         yield address
 
@@ -167,6 +194,7 @@ PATHS = (
     "/1/5?view=overlay&scale=own",
     f"/text?text={OWN}&neurons=1:5",
     "/1/5/similar",
+    "/search?q=the&by=meaning",
 )
 
 
@@ -186,6 +214,7 @@ def test_hostile_text_is_shown_and_does_nothing(browser, hostile):
         "/1/5/history",
         f"/compare?a={THEN}&layer=1",
         f"/1/5/compare?a={THEN}",
+        "/search?q=<script>alert(3)</script>&by=meaning",
     ):
         with visit(browser) as page:
             page.goto(hostile + path)
@@ -204,7 +233,19 @@ def test_hostile_text_is_shown_and_does_nothing(browser, hostile):
 @pytest.mark.parametrize(
     ("scheme", "paths"),
     [
-        ("light", ("/", "/1", "/1/5", "/search?q=the", "/help", f"/text?text={OWN}", "/1/5/similar")),
+        (
+            "light",
+            (
+                "/",
+                "/1",
+                "/1/5",
+                "/search?q=the",
+                "/search?q=the&by=meaning",
+                "/help",
+                f"/text?text={OWN}",
+                "/1/5/similar",
+            ),
+        ),
         ("dark", ("/1", "/1/5?view=difference", f"/1/5/compare?a={THEN}")),
         (
             "light",
@@ -332,6 +373,19 @@ def test_similar_neurons_unfold_on_the_page_and_verifying_says_what_came_out(bro
         page.goto(f"{address}/0/3")
         page.get_by_role("button", name="Le vérifier maintenant").click()
         page.wait_for_url("**/0/3#verified")
+
+
+def test_the_search_goes_by_meaning_without_script_and_says_why_where_it_cannot(browser, address, hostile):
+    with visit(browser, java_script_enabled=False, locale="fr-FR") as page:
+        page.goto(f"{hostile}/search?q=alert")
+        page.get_by_role("link", name="Chercher par le sens").click()
+        assert "by=meaning" in page.url
+        assert "les plus proches d'abord" in page.locator("caption").inner_text()
+        page.get_by_label("chercher par").select_option("")
+        page.get_by_role("button", name="Filtrer").click()
+        assert "Les mots sont comparés par leurs racines." in page.locator("main").inner_text()
+        page.goto(f"{address}/search?q=the&by=meaning")
+        assert "Aucune explication de ce lac n'a encore d'embedding" in page.locator("main").inner_text()
 
 
 def test_light_and_dark_are_those_of_the_system_until_one_chooses(browser, address):

@@ -37,7 +37,10 @@ def test_without_words_the_best_scores_come_first_and_a_limit_is_said(told):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("search", "the", "--token", "the"), "--token is a search by itself; leave out the words and --method"),
+        (
+            ("search", "the", "--token", "the"),
+            "--token is a search by itself; leave out the words, --method and --meaning",
+        ),
         (("search", "--state", "asleep"), "state (='asleep') must be one of explained, not_explained, failed, dead."),
         (("search", "--sort", "luck"), "sort (='luck') must be one of"),
         (("try", "  "), "TEXT is empty; write some words between quotes"),

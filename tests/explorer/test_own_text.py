@@ -110,7 +110,7 @@ def test_other_weights_are_refused_with_what_differs(told, planted, at, asking, 
 def test_without_the_model_the_page_says_so_and_all_others_work(told, served, asking, tmp_path):
     lake = told.lake
     for live, why in (
-        (Live(), "No subject model was given"),
+        (Live(), "No model was given"),
         (Live(lambda: HuggingFaceSubject(str(tmp_path / "gone"))), "The model is not at hand"),
     ):
         with served(Explorer(Kept(lake), Staleness(lake, None), told.home, tmp_path, {}, None, live).app()) as address:
@@ -159,13 +159,12 @@ def test_one_text_at_a_time_and_few_wait():
 
     free, begun = threading.Event(), threading.Event()
 
-    class Slow:
-        def fingerprints(self):
-            begun.set()
-            free.wait(10)
-            return []
+    def slow():
+        begun.set()
+        free.wait(10)
+        return "a model"
 
-    live = Live(Slow)
+    live = Live(slow)
     with pytest.raises(BusyError, match="being loaded"):
         live.use(lambda _: None, patience=0)
     begun.wait(10)
@@ -173,7 +172,7 @@ def test_one_text_at_a_time_and_few_wait():
         with pytest.raises(BusyError, match="being loaded"):
             live.use(lambda _: None, patience=0.01)
     free.set()
-    assert live.use(lambda subject: type(subject).__name__, patience=10) == "Slow"
+    assert live.use(lambda model: model, patience=10) == "a model"
     live.close()
-    with pytest.raises(NotAtHandError, match="No subject model"):
+    with pytest.raises(NotAtHandError, match="No model"):
         Live().use(lambda _: None)
