@@ -38,6 +38,24 @@ def requests(
     `pipeline.json_simulator.requests`.
     """
     beginning = _beginning()
+    for explanation, ids, excerpts in grouped(explanations, exemplars, tokens, at_once=AT_ONCE):
+        yield (
+            ids,
+            Request(
+                model=model,
+                messages=(*beginning, ("user", _question(explanation, excerpts))),
+                temperature=0.0,
+                # As for one excerpt, and some for the braces and numbers around each.
+                max_tokens=64 + sum(16 + 12 * len(excerpt) for excerpt in excerpts),
+                seed=seed,
+            ),
+        )
+
+
+def grouped(
+    explanations: pl.DataFrame, exemplars: pl.DataFrame, tokens: Mapping[str, Sequence[str]], *, at_once: int
+) -> Iterator[tuple[str, tuple[tuple[tuple[str, str], ...], ...], list[Sequence[str]]]]:
+    """Each explanation with up to `at_once` excerpts: its text, the ids that each answers, and the tokens of each."""
     # By id, which is a hash, so that the order tells nothing of the neuron.
     by_text = (
         paired(explanations, exemplars)
@@ -49,19 +67,12 @@ def requests(
         .sort("explanation_id")
     )
     for explanation_id, text, sequences, lengths, exemplar_ids in by_text.iter_rows():
-        for first in range(0, len(sequences), AT_ONCE):
-            some = slice(first, first + AT_ONCE)
-            excerpts = [token_texts(tokens, *one) for one in zip(sequences[some], lengths[some], strict=True)]
+        for first in range(0, len(sequences), at_once):
+            some = slice(first, first + at_once)
             yield (
+                text,
                 tuple(tuple((explanation_id, one) for one in ids) for ids in exemplar_ids[some]),
-                Request(
-                    model=model,
-                    messages=(*beginning, ("user", _question(text, excerpts))),
-                    temperature=0.0,
-                    # As for one excerpt, and some for the braces and numbers around each.
-                    max_tokens=64 + sum(16 + 12 * length for length in lengths[some]),
-                    seed=seed,
-                ),
+                [token_texts(tokens, *one) for one in zip(sequences[some], lengths[some], strict=True)],
             )
 
 
@@ -100,7 +111,11 @@ def _beginning() -> list[tuple[str, str]]:
 
 
 def _question(explanation: str, excerpts: Sequence[Sequence[str]]) -> str:
-    lines = (f"{place}: {prompts.as_data(list(enumerate(texts)))}" for place, texts in enumerate(excerpts))
     return prompts.load("simulate-many.user.txt").fill(
-        explanation=prompts.as_data(explanation), excerpts="\n".join(lines)
+        explanation=prompts.as_data(explanation), excerpts=numbered(excerpts)
     )
+
+
+def numbered(excerpts: Sequence[Sequence[str]]) -> str:
+    """A line for each excerpt: its number, and its tokens with theirs."""
+    return "\n".join(f"{place}: {prompts.as_data(list(enumerate(texts)))}" for place, texts in enumerate(excerpts))

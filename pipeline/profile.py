@@ -94,6 +94,7 @@ EXPLAIN = Usual(2_740, 80)
 SIMULATE: dict[Way, tuple[int, Usual]] = {
     "json": (10, Usual(1_240, 330)),
     "json-many": (2, Usual(2_850, 1_450)),
+    "json-sparse": (1, Usual(4_400, 3_160)),
     "json-logprobs": (10, Usual(1_240, 330)),
     "all-at-once": (10, Usual(1_015, 1)),
     "one-at-a-time": (640, Usual(860, 1)),

@@ -5,6 +5,7 @@ model become rows beside them, in one of these ways:
 
     json            one excerpt to the request
     json-many       five excerpts to the request, which costs about half
+    json-sparse     ten excerpts to the request, and only where the neuron is active in the reply, which costs least
     json-logprobs   as `json`, with what was likely in the place of each number
     all-at-once     a prompt with every activation left out, and what was likely in their places: one request to the excerpt
     one-at-a-time   the same prompt up to each of its tokens, and what was likely to come next: one request to the token
@@ -15,21 +16,24 @@ from typing import Literal
 
 import polars as pl
 
-from pipeline import json_many_simulator, json_simulator, logprobs_simulator, prompt_simulator
+from pipeline import json_many_simulator, json_simulator, json_sparse_simulator, logprobs_simulator, prompt_simulator
 from pipeline.digits import Distribution
 from pipeline.json_simulator import Simulated
 from pipeline.ports import Reply, Request
 from pipeline.provenance import identity
 from pipeline.tables import TABLES
 
-Way = Literal["json", "json-many", "json-logprobs", "all-at-once", "one-at-a-time"]
+Way = Literal["json", "json-many", "json-sparse", "json-logprobs", "all-at-once", "one-at-a-time"]
 PROMPT_HASHES: dict[Way, str] = {
     "json": json_simulator.PROMPT_HASH,
     "json-many": json_many_simulator.PROMPT_HASH,
+    "json-sparse": json_sparse_simulator.PROMPT_HASH,
     "json-logprobs": logprobs_simulator.PROMPT_HASH,
     "all-at-once": prompt_simulator.PROMPT_HASHES["all-at-once"],
     "one-at-a-time": prompt_simulator.PROMPT_HASHES["one-at-a-time"],
 }
+MANY = {"json-many": json_many_simulator, "json-sparse": json_sparse_simulator}
+"""Those that read several excerpts at once."""
 
 PARSER_VERSION = 2
 """Of what is read from a reply: since 2, a reply that lacks some tokens keeps the others."""
@@ -51,8 +55,8 @@ def requests(
     """The requests to simulate every explanation that a language model wrote, on every exemplar to be scored."""
     written = explanations.filter((pl.col("explainer") != "none") & pl.col("text").is_not_null())
     scored = exemplars.filter(pl.col("split") == "score")
-    if way == "json-many":
-        return list(json_many_simulator.requests(written, scored, texts, model=model, seed=seed))
+    if way in MANY:
+        return list(MANY[way].requests(written, scored, texts, model=model, seed=seed))
     one_by_one = {
         "json": json_simulator.requests,
         "json-logprobs": logprobs_simulator.requests,
@@ -140,7 +144,7 @@ def _simulated(
     }
     for (keys, _), reply in zip(asked, replies, strict=True):
         lengths = [len(shown[ids[0][1]]["token_ids"]) for ids in keys]  # type: ignore[arg-type]
-        read = json_many_simulator.parse(reply, lengths) if way == "json-many" else [parse_one[way](reply, lengths[0])]
+        read = MANY[way].parse(reply, lengths) if way in MANY else [parse_one[way](reply, lengths[0])]
         for some, simulated in zip(keys, read, strict=True):
             for explanation_id, exemplar_id in some:
                 yield explanation_id, exemplar_id, simulated, [reply.request_id]

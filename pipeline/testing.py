@@ -301,6 +301,7 @@ class ScriptedLanguageModel:
             ("explain-token-space-weights", "explain-token-space-weights.user.txt", self._explained_tokens),
             ("simulate", "simulate.user.txt", _simulated),
             ("simulate-many", "simulate-many.user.txt", _simulated_many),
+            ("simulate-sparse", "simulate-sparse.user.txt", _simulated_sparse),
             ("detect", "detect.user.txt", _judged),
             ("fuzz", "fuzz.user.txt", _judged),
             ("intruder", "intruder.user.txt", _intruder),
@@ -490,6 +491,12 @@ def _simulated_many(question: str) -> str:
     _, *lines = question[end:].strip().splitlines()
     excerpts = (line.partition(": ") for line in lines)
     return json.dumps({"excerpts": {place: _predicted(explanation, json.loads(found)) for place, _, found in excerpts}})
+
+
+def _simulated_sparse(question: str) -> str:
+    """The same, of active tokens alone."""
+    found = json.loads(_simulated_many(question))["excerpts"]
+    return json.dumps({"excerpts": {place: [pair for pair in pairs if pair[1]] for place, pairs in found.items()}})
 
 
 def _judged(question: str) -> str:

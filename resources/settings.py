@@ -59,9 +59,10 @@ class Settings(BaseSettings):
         "and of the first of them `revision`; `random-explanation`, `revision-random` and `empty` are controls",
     )
     language: str = Field("en", description="language of the explanations: `en`, `de`, `es`, `fr`")
-    simulation: Literal["json", "json-many", "json-logprobs", "all-at-once", "one-at-a-time"] = Field(
+    simulation: Literal["json", "json-many", "json-sparse", "json-logprobs", "all-at-once", "one-at-a-time"] = Field(
         "json",
         description="how the simulator is asked: `json` one excerpt at a time, `json-many` five, for half the tokens, "
+        "`json-sparse` ten, for a reply without zeros, "
         "`json-logprobs` with probabilities; of completions: `all-at-once` (with echo), `one-at-a-time`",
     )
     scorers: str = Field(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pipeline import (
     json_many_simulator,
     json_simulator,
+    json_sparse_simulator,
     logprobs_simulator,
     methods,
     prompt_simulator,
@@ -97,6 +98,19 @@ def read_json_many(text):
         accounted(found, length, lambda index, value, of=str(place): [index, value] in excerpts[of])
 
 
+def read_json_sparse(text):
+    excerpts = (prompts.read_object(text) or {}).get("excerpts")
+
+    def held(of, index, value):
+        said = [pair for pair in excerpts[of] if pair[0] == index]
+        return [index, value] in said if said else value == 0
+
+    for place, (found, length) in enumerate(
+        zip(json_sparse_simulator.parse(said(text), [N_TOKENS, 3]), [N_TOKENS, 3], strict=True)
+    ):
+        accounted(found, length, lambda index, value, of=str(place): held(of, index, value))
+
+
 def read_json_logprobs(text):
     likely = likely_of(tokens(text.encode(errors="replace").decode(), digits=len(text) % 2 + 1))
     accounted(
@@ -150,6 +164,7 @@ def read_body(text):
 PARSERS = (
     read_json,
     read_json_many,
+    read_json_sparse,
     read_json_logprobs,
     read_all_at_once,
     read_one_at_a_time,
