@@ -11,7 +11,7 @@ exports; `pipeline.openai_format` describes the form. The files differ in this:
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import accumulate, chain
 from typing import Any
 
@@ -116,21 +116,24 @@ def _records(found: Found, value: Mapping[str, Any], at: Mapping[str, int]) -> N
         raise FormError(f"random_sample_by_quantile must have at most {len(STRATA)} lists, and has {len(lists)}")
     strata |= dict(zip(STRATA, lists, strict=False))
     places: list[tuple[str, int, str]] = []
-    names: list[str] = []
     parts: list[Mapping[str, Any]] = []
     for stratum, given in strata.items():
         records = listing(given, f"the records `{stratum}`")
         places += [(stratum, rank, split) for rank, split in enumerate(_splits(stratum, len(records)))]
-        of_stratum = [f"record {rank} of `{stratum}`" for rank in range(len(records))]
-        parts += [mapping(one, name) for one, name in zip(records, of_stratum, strict=True)]
-        names += of_stratum
+        if set(map(type, records)) <= {dict}:
+            parts += records
+        else:
+            parts += [mapping(one, f"record {rank} of `{stratum}`") for rank, one in enumerate(records)]
     if not parts:
         return
-    words = imports.token_lists([one.get("tokens") for one in parts], [f"tokens of {name}" for name in names])
+
+    def names(of: str) -> Iterator[str]:
+        """Made only when something is wrong."""
+        return (f"{of} of record {rank} of `{stratum}`" for stratum, rank, _ in places)
+
+    words = imports.token_lists([one.get("tokens") for one in parts], names("tokens"))
     lengths = [len(said) for said in words]
-    activations = imports.number_lists(
-        [one.get("activations") for one in parts], [f"activations of {name}" for name in names], lengths
-    )
+    activations = imports.number_lists([one.get("activations") for one in parts], names("activations"), lengths)
     peaks = np.maximum.reduceat(np.concatenate(activations), list(accumulate(lengths[:-1], initial=0))).tolist()
     for (stratum, rank, split), said, values, peak in zip(places, words, activations, peaks, strict=True):
         found.add(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pipeline import imports
 from pipeline.errors import FormError
 from pipeline.imports import Lists
+from pipeline.provenance import identity
 
 FLOATS = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=4)
 
@@ -49,3 +50,18 @@ def test_sequences_come_with_their_tokens(sequences):
 def test_what_is_no_list_of_texts_is_named_among_good_ones(tokens):
     with pytest.raises(FormError, match="of the second"):
         imports.token_lists([["a"], tokens], ["of the first", "of the second"])
+
+
+@pytest.mark.parametrize("path", ["explanations/0/1.jsonl", 'odd "name" \\ é.csv'])
+@pytest.mark.parametrize("reason", [None, "no JSON"])
+def test_a_file_has_the_identity_of_what_is_known_of_it(path, reason):
+    file = {
+        "path": path,
+        "sha256": "sha256:ab",
+        "size": 5,
+        "status": "imported",
+        "reason": reason,
+        "offset_in_file": None,
+    }
+    batch = imports.batch([], [file, file], source="s")
+    assert batch.file_identities == [identity("imported_file", **file)] * 2
