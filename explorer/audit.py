@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -72,16 +73,23 @@ class _Lake:
 
 
 def audit(
-    lake: DeltaLake, *, anchors: Sequence[str] = (), scope: Scope | None = None, say: Say = lambda _: None
+    lake: DeltaLake,
+    *,
+    anchors: Sequence[str] = (),
+    signers: Path | None = None,
+    scope: Scope | None = None,
+    say: Say = lambda _: None,
 ) -> Audit:
     """All checks that can be made with what is at hand. `anchors` are heads of the ledger that were noted elsewhere.
+
+    `signers` is a file of those who may sign heads.
 
     Where bytes were changed, only they are told: rows that cannot be trusted prove nothing.
     """
     scope = scope or Scope()
     # Dagster's events are elsewhere: whoever rewrites the ledger must rewrite them too.
     noted = heads(scope.instance) if scope.instance is not None else []
-    found, head = integrity(lake, anchors=[*anchors, *noted], progress=say)
+    found, head = integrity(lake, anchors=[*anchors, *noted], signers=signers, progress=say)
     checks = {check.id: check for check in found}
     why = "bytes of the lake were changed; restore them first"
     if not any(check.findings for check in found):

@@ -48,6 +48,11 @@ draw_option = click.option(
 @main.command()
 @click.argument("neuron", required=False)
 @click.option("--anchor", "anchors", multiple=True, help="A head of the ledger that you noted earlier.")
+@click.option(
+    "--signers",
+    type=click.Path(path_type=Path),
+    help="File of those who may sign heads: lines `ada ssh-ed25519 AAAA...`.",
+)
 @click.option("--quick", is_flag=True, help="Leave out what replays, reads the corpus, or runs the model.")
 @recompute_option
 @draw_option
@@ -57,6 +62,7 @@ draw_option = click.option(
 def audit(  # noqa: PLR0917 (click passes all by name)
     neuron: str | None,
     anchors: tuple[str, ...],
+    signers: Path | None,
     quick: bool,  # noqa: FBT001 (click passes flags by name)
     recompute: int,
     draw: int,
@@ -72,8 +78,9 @@ def audit(  # noqa: PLR0917 (click passes all by name)
         lake = _lake(settings)
         _is_known(lake, layer, index)
         found = audited_lake(
-            settings, lake, anchors=anchors, layer=layer, neuron=index, recompute=recompute, seed=draw, quick=quick
-        )
+            settings, lake, anchors=anchors, signers=signers, layer=layer, neuron=index, recompute=recompute, seed=draw,
+            quick=quick,
+        )  # fmt: skip
     if as_json:
         click.echo(json.dumps(audit_as_dict(found)))
     else:
@@ -86,6 +93,7 @@ def audited_lake(
     lake: "DeltaLake",
     *,
     anchors: Sequence[str] = (),
+    signers: Path | None = None,
     layer: int | None = None,
     neuron: int | None = None,
     recompute: int = 3,
@@ -104,7 +112,7 @@ def audited_lake(
             layer=layer, neuron=neuron, outside=outside, states=states, instance=instance, recompute=recompute, seed=seed,
             quick=quick,
         )  # fmt: skip
-        return audited(lake, anchors=anchors, scope=scope, say=status.update)
+        return audited(lake, anchors=anchors, signers=signers, scope=scope, say=status.update)
 
 
 @main.command()

@@ -28,6 +28,7 @@ from pipeline.audit import Audit
 from pipeline.errors import SettingsError
 from pipeline.provenance import TAG
 from pipeline.summary import MAIN
+from resources import signature
 from resources.delta import DeltaLake, collect
 from resources.export_folder import ExportFolder
 from resources.integrity import read_logs
@@ -76,6 +77,8 @@ def bundle(
     if lines:
         # As in a folder, wherever it was: one file, a line for each commit.
         out.write("ledger/ledger.jsonl", b"".join(raw + b"\n" for raw in lines))
+        for signed, raw in signature.kept(files).items():
+            out.write(f"ledger/signatures/{signed.removeprefix(TAG)}.sig", raw)
     logs = read_logs(lake)
     for log in logs:
         live = [f"{log.table}/{file}" for file in log.live] if data else []

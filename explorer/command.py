@@ -161,13 +161,27 @@ def same_subject(lake: "Lake", project: "Project", settings: Settings) -> None:
 
 
 def end_with_the_head(settings: Settings) -> None:
-    """Let this command's last line be the head of the ledger, to be noted elsewhere, however the command ends."""
+    """Let this command's last line be the head of the ledger, to be noted elsewhere, however the command ends; and sign it.
+
+    Raises:
+        SettingsError: it is to be signed, and there is no such key.
+    """
     from assets.definitions import open_lake
+    from resources import signature
+
+    key = settings.signing_file
+    if key is not None:
+        # Before hours of work rather than after them.
+        signature.sign("", key)
 
     def say() -> None:
         # What made a run fail may make this fail too, and was said before.
         with suppress(NeuronLedgerError, OSError):
-            if head := open_lake(settings).ledger_head():
+            lake = open_lake(settings)
+            if head := lake.ledger_head():
                 screen().print(f"the ledger       {head}", soft_wrap=True)
+                if key is not None and lake.ledger is not None:
+                    signature.keep(lake.ledger.files, head, key)
+                    screen().print(f"signed with      {key}", soft_wrap=True)
 
     click.get_current_context().call_on_close(say)

@@ -8,6 +8,7 @@ Exits with 0 if all is as it was, 1 if something differs, 2 if it could not look
 import argparse
 import hashlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,37 @@ def against_ledger(folder: Path, lines: list[dict[str, Any]]) -> tuple[list[str]
     return faults, same, absent
 
 
-def look(folder: Path, *, anchor: str | None = None) -> tuple[list[str], list[str]]:
+def ssh_keygen(*words: str, said: str = "") -> "subprocess.CompletedProcess[str]":
+    """What OpenSSH says."""
+    return subprocess.run(["ssh-keygen", *words], input=said, capture_output=True, text=True, check=False)  # noqa: S603, S607
+
+
+def signatures(folder: Path, lines: list[dict[str, Any]], signers: Path | None) -> tuple[list[str], list[str]]:
+    """What is wrong with the signatures of heads, and what was looked at; OpenSSH says by whom they are."""
+    heads = {line["hash"]: line["seq"] for line in lines}
+    files = sorted((folder / "ledger" / "signatures").glob("*.sig"))
+    faults = [
+        f"{file.name} signs a head that the ledger does not hold"
+        for file in files
+        if f"sha256:{file.stem}" not in heads
+    ]
+    if signers is None:
+        return faults, [
+            f"not checked: by whom {len(files)} heads are signed (--signers FILE, with OpenSSH)"
+        ] if files else []
+    said = []
+    for file in files:
+        head, named = f"sha256:{file.stem}", ["-f", str(signers), "-s", str(file)]
+        found = ssh_keygen("-Y", "find-principals", *named)
+        who = found.stdout.splitlines()[0] if found.returncode == 0 and found.stdout else "nobody"
+        if ssh_keygen("-Y", "verify", "-n", "neuronledger", "-I", who, *named, said=head).returncode:
+            faults.append(f"the signature of the head {head} is by none of {signers}")
+        else:
+            said.append(f"{who} signed line {heads.get(head, '?')}, and so all before it")
+    return faults if files else [*faults, "no head is signed"], said
+
+
+def look(folder: Path, *, anchor: str | None = None, signers: Path | None = None) -> tuple[list[str], list[str]]:
     """What differs in a bundle, and what was looked at and what not, in words."""
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     faults = against_manifest(folder, manifest["files"])
@@ -105,6 +136,9 @@ def look(folder: Path, *, anchor: str | None = None) -> tuple[list[str], list[st
     said.append(f"{len(lines)} lines of the ledger, the commits that they name, and {same} data files")
     if absent:
         said.append(f"not checked: {absent} sealed data files that are not in this bundle")
+    forged, signed = signatures(folder, lines, signers)
+    faults += forged
+    said += signed
     if anchor is None:
         said.append("not checked: whether the head is the one noted elsewhere (--anchor HEAD)")
     said.append("not checked: what is in the rows; `neuronledger audit` and `neuronledger verify` look at that")
@@ -116,9 +150,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Check a bundle of Neuron Ledger.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).resolve().parent)
     parser.add_argument("--anchor", help="a head of the ledger that was noted elsewhere")
+    parser.add_argument("--signers", type=Path, help="a file of those who may sign heads; needs OpenSSH")
     given = parser.parse_args()
     try:
-        faults, said = look(given.folder, anchor=given.anchor)
+        faults, said = look(given.folder, anchor=given.anchor, signers=given.signers)
     except (OSError, ValueError, KeyError, TypeError) as error:
         sys.stderr.write(f"the bundle cannot be read: {error}\n")
         return 2

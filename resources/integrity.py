@@ -11,13 +11,15 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from pipeline.audit import Check
 from pipeline.errors import LakeError
 from pipeline.tables import TABLES
+from resources import signature
 from resources.delta import DeltaLake, declaration, rules
 from resources.lake_files import TAG, Files
 from resources.ledger import AT_ONCE, LOG, NOTHING, Line, commit_stem
@@ -93,9 +95,19 @@ def read_logs(lake: DeltaLake) -> list[Log]:
 
 
 def integrity(
-    lake: DeltaLake, *, anchors: Sequence[str] = (), progress: Callable[[str], None] = lambda _: None
+    lake: DeltaLake,
+    *,
+    anchors: Sequence[str] = (),
+    signers: Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Check], str | None]:
-    """A1, A2, A3, A4 and A6, and the head of the ledger. `anchors` are heads that were noted elsewhere."""
+    """A1, A2, A3, A4 and A6, and the head of the ledger. `anchors` are heads that were noted elsewhere.
+
+    Signatures are held against `signers`, a file of those who may sign.
+
+    Raises:
+        SettingsError: there is no such file, or OpenSSH is not installed.
+    """
     if lake.ledger is None:
         why = "the lake has no ledger"
         return [Check(name, not_checked=why) for name in ("A1", "A2", "A3", "A4", "A6")], None
@@ -111,7 +123,8 @@ def integrity(
         if anchors:
             checks[1] = _anchored(chain, anchors)
         return [*checks, _properties(logs)], None
-    checks = [_chain(chain), _anchored(chain, anchors), _commits(logs, chain)]
+    anchored = _signed(lake.ledger.files, chain, signers, _anchored(chain, anchors))
+    checks = [_chain(chain), anchored, _commits(logs, chain)]
     return [*checks, _data(lake, logs, chain, progress), _properties(logs)], chain.head
 
 
@@ -134,6 +147,31 @@ def _anchored(chain: Chain, anchors: Sequence[str]) -> Check:
     later = [line for line in chain.lines[last + 1 :] if line.at]
     notes = [f"{len(later):,} commits came after the head that was noted last: {_listed(later)}"] if later else []
     return Check("A2", f"{len(anchors):,} heads", findings, notes=notes)
+
+
+def _signed(files: Files, chain: Chain, signers: Path | None, anchored: Check) -> Check:
+    """A2 with the signatures beside the ledger: each is of a head that the ledger holds, by one who may sign."""
+    place = {line.hash: index for index, line in enumerate(chain.lines)}
+    signatures = signature.kept(files)
+    findings = [
+        f"a signature is of the head {head}, which the ledger does not hold: its past was written anew or cut off"
+        for head in signatures if head not in place
+    ]  # fmt: skip
+    notes = []
+    here = {head: raw for head, raw in signatures.items() if head in place}
+    if here and signers is None:
+        notes.append(f"{len(here):,} heads are signed; `--signers FILE` tells by whom")
+    elif signers is not None:
+        by = {head: signature.signer(head, raw, signers) for head, raw in here.items()}
+        findings += [
+            f"the signature of the head {head} is by none of {signers}" for head, who in by.items() if who is None
+        ]
+        if last := max((head for head, who in by.items() if who), key=place.__getitem__, default=None):
+            later = len(chain.lines) - 1 - place[last]
+            notes.append(f"{by[last]} signed line {place[last]:,}, and so all before it; {later:,} lines came after")
+        else:
+            findings.append(f"no head is signed by any of {signers}")
+    return replace(anchored, findings=[*anchored.findings, *findings], notes=[*anchored.notes, *notes])
 
 
 def _listed(lines: Sequence[Line]) -> str:

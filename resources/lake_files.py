@@ -37,6 +37,10 @@ class Files(Protocol):
         """The tagged hash of a file, and its size in bytes."""
         ...
 
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file that is not there yet; False, and nothing is written, if it is."""
+        ...
+
 
 class LocalFiles:
     """The files of a lake in a local folder."""
@@ -63,6 +67,17 @@ class LocalFiles:
         path = self.root / name
         with path.open("rb") as file:
             return TAG + hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file that is not there yet; False, and nothing is written, if it is."""
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with path.open("xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+        return True
 
 
 class StoredFiles:

@@ -99,6 +99,10 @@ class Settings(BaseSettings):
         description="whether to keep what was captured (about 30 kB for each neuron), so that when the corpus grows only the new "
         "text is read: `yes` or `no`",
     )
+    sign_with: str | None = Field(
+        None,
+        description="file of an SSH key that signs the head of the ledger at the end of a run; see `audit --signers`",
+    )
     automation_budget_usd: float | None = Field(
         None,
         ge=0,
@@ -118,6 +122,7 @@ class Settings(BaseSettings):
         "prices",
         "human_explanations",
         "automation_budget_usd",
+        "sign_with",
         "lake",
         mode="before",
     )
@@ -151,6 +156,11 @@ class Settings(BaseSettings):
     def price_file(self) -> Path | None:
         """The user's own prices."""
         return None if self.prices is None else (home() / _expanded(self.prices)).resolve()
+
+    @property
+    def signing_file(self) -> Path | None:
+        """The key that signs."""
+        return None if self.sign_with is None else (home() / _expanded(self.sign_with)).resolve()
 
     @property
     def human_file(self) -> Path | None:

@@ -15,10 +15,32 @@ import tempfile
 from pathlib import Path
 
 from pipeline.errors import SettingsError
+from resources.lake_files import TAG, Files
 
+FOLDER = "_ledger/signatures"
 NAMESPACE = "neuronledger"
 PATIENCE = 120
 """Seconds that OpenSSH has, with a person who types a passphrase or touches a token."""
+
+
+def keep(files: Files, head: str, key: Path) -> None:
+    """Sign a head and keep the signature beside the ledger, unless one is there.
+
+    Raises:
+        SettingsError: as `sign`.
+        OSError: it cannot be written.
+    """
+    files.create(f"{FOLDER}/{head.removeprefix(TAG)}.sig", sign(head, key))
+
+
+def kept(files: Files) -> dict[str, bytes]:
+    """The signatures beside the ledger by the heads that they are of.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    names = [name for name in files.names(FOLDER) if name.endswith(".sig")]
+    return {TAG + name.removeprefix(f"{FOLDER}/").removesuffix(".sig"): files.read(name) for name in names}
 
 
 def sign(head: str, key: Path) -> bytes:
@@ -29,12 +51,12 @@ def sign(head: str, key: Path) -> bytes:
     """
     if not key.is_file():
         raise SettingsError(
-            f"--signing-key (={str(key)!r}) is no file; give an SSH key, made by `ssh-keygen -t ed25519 -f FILE`"
+            f"--sign-with (={str(key)!r}) is no file; give an SSH key, made by `ssh-keygen -t ed25519 -f FILE`"
         )
     done = _ssh_keygen("-Y", "sign", "-n", NAMESPACE, "-f", str(key), said=head)
     if done.returncode or b"BEGIN SSH SIGNATURE" not in done.stdout:
         why = " ".join(done.stderr.decode(errors="replace").split())
-        raise SettingsError(f"--signing-key (={str(key)!r}) cannot sign: {why}")
+        raise SettingsError(f"--sign-with (={str(key)!r}) cannot sign: {why}")
     return done.stdout
 
 
