@@ -150,7 +150,8 @@ class Step:
         None as well if it is what was made last, since then somebody wants it made again; if its files are gone, or are
         not what was recorded; and if answers were missing that may come now. A neuron recomputed alone is always made.
         """
-        if self.neuron is not None:
+        # The log tells what is there; the records are many small files, and on an object store as many requests.
+        if self.neuron is not None or not self._lake.rows(self.table.name, layer=self.layer):
             return None
         whole = pl.col("neurons").is_null() & (pl.col("status") == "done") & pl.col("version").is_not_null()
         of_slice = (pl.col("table") == self.table.name) & pl.col("layer").eq_missing(pl.lit(self.layer, pl.Int32))

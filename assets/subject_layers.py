@@ -46,6 +46,7 @@ def define(project: Project) -> dg.AssetsDefinition:
         sites = subject.layers()
         fingerprints = subject.fingerprints()
         findings: list[Finding] = []
+        events: list[dg.AssetMaterialization] = []
         origin, parts = cache(subject.provenance), cache(subject.parts)
         single = len(context.partition_keys) == 1
         for key in context.partition_keys:
@@ -75,7 +76,10 @@ def define(project: Project) -> dg.AssetsDefinition:
             if single:
                 yield written.result(found, extra=extra)
             else:
-                context.log_event(written.event(context, layer, found, extra))
+                events.append(written.event(context, layer, found, extra))
+        # All at once: whoever looks between two of them would make one run for some stale layers, and another for the rest.
+        for event in events:
+            context.log_event(event)
         if not single:
             yield from over_layers({"subject_layers": findings})
 
