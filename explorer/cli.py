@@ -20,6 +20,7 @@ import explorer.embedding
 import explorer.exchange
 import explorer.looking  # noqa: F401 (these hold the other commands)
 from explorer.command import (
+    DONE,
     FAILED,
     IN_PART,
     command_name,
@@ -285,19 +286,29 @@ def init(force: bool) -> None:  # noqa: FBT001 (click passes flags by name)
 
 
 @main.command()
-@click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True, help="Port on 127.0.0.1.")
+@click.option("--port", type=click.IntRange(0, 65535), default=3000, show_default=True, help="0 takes any free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Any other needs NEURONLEDGER_TOKEN.")
 @settings_options
 @reported
-def ui(port: int, **flags: Any) -> None:
-    """Start the Dagster UI on this project: webserver and daemon, on 127.0.0.1 only."""
-    from resources.instance import prepare
+def ui(port: int, host: str, **flags: Any) -> None:
+    """Start the Dagster UI on this project, with its daemon: on this machine only unless you say otherwise.
+
+    Dagster's server has no login of its own. It is behind the same guard as `explore`: names and origins of other sites
+    are refused, and with NEURONLEDGER_TOKEN visitors must enter it.
+    """
+    from explorer import dagster_ui
 
     settings = load(**flags)
-    prepare(settings)
-    os.environ.update(settings.for_children())
-    click.echo(f"Dagster UI at http://127.0.0.1:{port} for the lake {settings.lake_uri}; stop it with Ctrl-C", err=True)
-    command = [sys.executable, "-m", "dagster", "dev", "-m", "assets.definitions", "-h", "127.0.0.1", "-p", str(port)]
-    os.execv(sys.executable, command)  # noqa: S606 (no shell; every word is ours or a number)
+    token = os.environ.get("NEURONLEDGER_TOKEN") or None
+    try:
+        dagster_ui.serve(settings, host=host, port=port, token=token, said=lambda address:
+                         click.echo(f"Dagster UI at {address} for the lake {settings.lake_uri}; stop it with Ctrl-C", err=True))  # fmt: skip
+        code = DONE
+    except KeyboardInterrupt:
+        code = 130
+    click.echo("Stopped. Runs that were started go on to their end.", err=True)
+    # Threads that answer pages that went away would be waited for.
+    os._exit(code)
 
 
 @main.command()

@@ -773,28 +773,6 @@ def test_what_names_no_layers_is_refused(text, message):
         layer_range(text, 12)
 
 
-def test_the_ui_listens_on_this_machine_alone_and_sees_the_settings(tmp_path, monkeypatch):
-    started = []
-    monkeypatch.setattr(os, "environ", {"NEURONLEDGER_HOME": str(tmp_path)})
-    monkeypatch.setattr(os, "execv", lambda program, words: started.append((program, words)))
-    result = CliRunner().invoke(main, ["ui", "--port", "3123", "--subject", "gpt2", "--windows", "9"])
-    assert (result.exit_code, result.stdout) == (0, "")
-    ((program, words),) = started
-    assert (program, words[0]) == (sys.executable, sys.executable)
-    assert words[words.index("-h") + 1] == "127.0.0.1"
-    assert words[words.index("-p") + 1] == "3123"
-    assert words[words.index("-m", 2) + 1] == "assets.definitions"
-    folder = tmp_path / "dagster_home" / "gpt2"
-    assert os.environ["DAGSTER_HOME"] == str(folder)
-    assert (folder / "dagster.yaml").is_file()
-    assert load() == load(subject="gpt2", windows=9)
-
-
-def test_the_ui_takes_no_port_that_is_none():
-    for port in ("0", "65536", "http"):
-        assert CliRunner().invoke(main, ["ui", "--port", port]).exit_code == 2
-
-
 def test_status_counts_the_rows_without_a_value_by_reason(told):
     found = {(row["table"], row["layer"]): row["missing"] for row in json.loads(told.type("status", "--json").stdout)}
     for (table, layer), missing in found.items():
