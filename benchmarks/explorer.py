@@ -298,6 +298,14 @@ def _asked(port: int, asked: argparse.Namespace, generator: random.Random, pid: 
         15,
         f"HTML of a neuron with {sum(RECORDS.values())} texts and 10 simulated, gzipped",
     )
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    for name, address, of in (
+        ("layer_compared", "/compare?a=2100-01-01&layer=0", f"one layer of {asked.neurons:,} neurons beside itself"),
+        ("neuron_compared", "/0/0/compare?a=2100-01-01", "one neuron beside itself"),
+    ):
+        before = _worked(pid)
+        _get(connection, address)
+        yield _figure(name, _worked(pid) - before, "s", None, f"processor time of the server: {of}")
     whole = [(layer, neuron) for layer in range(asked.whole) for neuron in range(asked.neurons)]
     few = generator.sample(whole, min(len(whole), FEW))
     for name, pages, of in (("crowd", whole, "all neurons"), ("class", few, f"the same {len(few)} neurons")):

@@ -12,7 +12,7 @@ from explorer.index import FilterError, whole
 from explorer.kept import Kept
 from explorer.neuron_page import NotThereError
 from pipeline import comparison
-from pipeline.comparison import PARTS, TABLES
+from pipeline.comparison import PARTS, TABLES, Comparison
 from pipeline.ports import Lake
 from resources.delta import collect
 
@@ -24,12 +24,39 @@ COLUMNS = {
 }
 """What of each table a comparison reads."""
 PAGE = 50
+AT_ONCE = 1_024
+"""Neurons that are compared at a time."""
 
 
-def side(lake: Lake, *, layer: int | None = None, neurons: Sequence[int] | None = None) -> dict[str, pl.DataFrame]:
-    """What a lake, a layer of it, or some neurons of a layer are compared by."""
+def side(lake: Lake, *, layer: int, neurons: Sequence[int]) -> dict[str, pl.DataFrame]:
+    """What some neurons of a lake are compared by."""
     scans = [lake.scan(name, layer=layer, neurons=neurons).select(COLUMNS[name]) for name in TABLES]
     return dict(zip(TABLES, map(collect, scans), strict=True))
+
+
+def whole_layers(a: Lake, b: Lake, layers: Sequence[int], *, seed: int = 0) -> Comparison:
+    """The comparison of whole layers, some neurons at a time: what they are compared by is as large as the lakes."""
+    wanted = pl.col("layer").is_in(list(layers))
+    simulators, last = [], dict.fromkeys(layers, -1)
+    for lake in (a, b):
+        simulators.append(
+            set(collect(lake.scan("scores").filter(wanted).select(pl.col("simulator").unique())).to_series())
+        )
+        ends = lake.scan("explanations").filter(wanted).group_by("layer").agg(pl.col("neuron").max())
+        for layer, neuron in collect(ends).iter_rows():
+            last[layer] = max(last[layer], neuron)
+    blocks = [
+        (layer, range(start, min(start + AT_ONCE, last[layer] + 1)))
+        for layer in sorted(layers)
+        for start in range(0, last[layer] + 1, AT_ONCE)
+    ]
+    parts = (
+        comparison.compare(
+            *(side(lake, layer=layer, neurons=block) for lake in (a, b)), by_simulator=simulators[0] == simulators[1]
+        )
+        for layer, block in blocks or [(min(layers), range(1))]
+    )
+    return comparison.together(list(parts), seed=seed)
 
 
 def layers(a: Kept, b: Kept) -> list[int]:
@@ -53,7 +80,7 @@ def summary(a: Kept, b: Kept, query: Mapping[str, str], *, seed: int = 0) -> dic
     layer = whole(query["layer"], "layer") if query.get("layer") else both[0]
     if layer not in both:
         raise NotThereError(f"Layer {layer} is not in both; these are: {', '.join(map(str, both))}.")
-    found = comparison.compare(side(a.lake, layer=layer), side(b.lake, layer=layer), seed=seed)
+    found = whole_layers(a.lake, b.lake, [layer], seed=seed)
     methods = found.methods.get_column("method").to_list()
     method = query.get("method", "")
     if method and method not in methods:

@@ -16,6 +16,8 @@ from explorer.command import layer_range, main, reported, screen, settings_optio
 from explorer.terminal import harmless
 from pipeline.comparison import PARTS, TABLES, Comparison
 from pipeline.errors import SettingsError
+from pipeline.ports import Lake
+from resources.delta import collect
 from resources.settings import Settings, load
 
 SHOWN = 10
@@ -36,17 +38,14 @@ def compare(a: str, b: str, wanted: str | None, as_json: bool, **flags: Any) -> 
     `.@2026-03-01T12:00`: the lake as it was after that run, or at that time (UTC unless it says otherwise); a commit
     (`.@scores@7`) or a head of the ledger names one too. Nothing is asked of a language model.
     """
-    from pipeline.comparison import compare as of_two
-
     settings = load(**flags)
     sides = [_side(side, settings) for side in (a, b)]
-    layers = set.intersection(*(set(side["scores"].get_column("layer").unique()) for side in sides))
+    layers = set.intersection(*(_scored(side) for side in sides))
     if wanted is not None:
         layers &= set(layer_range(wanted, max(layers, default=-1) + 1))
     if not layers:
         raise SettingsError(f"{a} and {b} have no layer in common that was scored; run both first, or see `status`")
-    kept = [{name: rows.filter(pl.col("layer").is_in(list(layers))) for name, rows in side.items()} for side in sides]
-    found = of_two(*kept, seed=settings.seed)
+    found = compared.whole_layers(sides[0], sides[1], sorted(layers), seed=settings.seed)
     if as_json:
         click.echo(json.dumps({"a": a, "b": b, **found.as_dict()}))
         return
@@ -117,8 +116,8 @@ def _number(value: Any, *, sign: bool = False) -> str:
     return "" if value is None else f"{value:{'+' if sign else ''}.3f}"
 
 
-def _side(named: str, settings: Settings) -> dict[str, pl.DataFrame]:
-    """The tables of one side, at the version that it names."""
+def _side(named: str, settings: Settings) -> Lake:
+    """The lake of one side, as it was when it says."""
     from explorer.moments import LakeThen, moment
     from resources.delta import DeltaLake
 
@@ -128,8 +127,13 @@ def _side(named: str, settings: Settings) -> dict[str, pl.DataFrame]:
     if not lake.rows("scores"):
         raise SettingsError(f"{named!r} is no lake with scores; give the folder of one, or `.` for {settings.lake_uri}")
     if not when:
-        return compared.side(lake)
+        return lake
     then = moment(lake, when)
     if missing := [name for name in TABLES if name not in then.versions]:
         raise SettingsError(f"{lake.uri} had no {', '.join(missing)} yet at {when}; name a later run or time")
-    return compared.side(LakeThen(lake, then))
+    return LakeThen(lake, then)
+
+
+def _scored(lake: Lake) -> set[int]:
+    """The layers that have scores."""
+    return set(collect(lake.scan("scores").select(pl.col("layer").unique())).to_series())

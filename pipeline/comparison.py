@@ -16,7 +16,7 @@ The three sum to the difference. Nothing is asked anew: all of it is stored. Whi
 is told by what differs: the text, the simulator's name, or both; then it is told as both.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import lgamma, log
 from typing import Any
@@ -55,15 +55,26 @@ class Comparison:
         return {name: getattr(self, name).to_dicts() for name in ("neurons", "scores", "methods")}
 
 
-def compare(a: Mapping[str, pl.DataFrame], b: Mapping[str, pl.DataFrame], *, seed: int = 0) -> Comparison:
-    """Compare two sides, each the tables of `TABLES`, of the same layers. `seed` draws the resamples."""
-    pairs = _pairs(a, b)
+def compare(
+    a: Mapping[str, pl.DataFrame], b: Mapping[str, pl.DataFrame], *, seed: int = 0, by_simulator: bool | None = None
+) -> Comparison:
+    """Compare two sides, each the tables of `TABLES`, of the same layers. `seed` draws the resamples.
+
+    `by_simulator` says that each simulator is compared with itself; unless told, it is so if both sides have the same ones.
+    """
+    pairs = _pairs(a, b, by_simulator=by_simulator)
     scores = _attributed(pairs, a["simulations"], b["simulations"], a["exemplars"], b["exemplars"])
     return Comparison(
         neurons=_neurons(a["exemplars"], b["exemplars"], a["explanations"], b["explanations"]),
         scores=scores,
-        methods=_methods(scores, seed=seed),
+        methods=by_method(scores, seed=seed),
     )
+
+
+def together(parts: Sequence[Comparison], *, seed: int = 0) -> Comparison:
+    """Comparisons of different neurons as one."""
+    scores = pl.concat([part.scores for part in parts])
+    return Comparison(pl.concat([part.neurons for part in parts]), scores, by_method(scores, seed=seed))
 
 
 def sign_test(better: int, worse: int) -> float:
@@ -140,10 +151,11 @@ def _main(side: Mapping[str, pl.DataFrame], *, by_simulator: bool) -> pl.DataFra
     )
 
 
-def _pairs(a: Mapping[str, pl.DataFrame], b: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    simulators = [set(side["scores"].get_column("simulator")) for side in (a, b)]
-    # Two simulators on one side are compared each with itself, if the other side has both.
-    by_simulator = simulators[0] == simulators[1]
+def _pairs(a: Mapping[str, pl.DataFrame], b: Mapping[str, pl.DataFrame], *, by_simulator: bool | None) -> pl.DataFrame:
+    if by_simulator is None:
+        simulators = [set(side["scores"].get_column("simulator")) for side in (a, b)]
+        # Two simulators on one side are compared each with itself, if the other side has both.
+        by_simulator = simulators[0] == simulators[1]
     first, second = (_main(side, by_simulator=by_simulator) for side in (a, b))
     on = [*AT, "method"]
     if by_simulator:
@@ -226,7 +238,8 @@ def _attributed(
     ).select(pl.exclude("pair", "as_a", "crossed", "as_b", "words"))
 
 
-def _methods(scores: pl.DataFrame, *, seed: int) -> pl.DataFrame:
+def by_method(scores: pl.DataFrame, *, seed: int) -> pl.DataFrame:
+    """The table `methods` of a comparison, from its `scores`."""
     rows: list[dict[str, Any]] = []
     for (method,), group in scores.sort("method").group_by(["method"], maintain_order=True):
         differences = group.get_column("difference").drop_nulls().to_numpy()

@@ -5,8 +5,9 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
 
-from pipeline.comparison import PARTS, compare, paired_interval, sign_test
+from pipeline.comparison import PARTS, compare, paired_interval, sign_test, together
 
 
 def side(*neurons, simulator="m", text="words"):
@@ -133,3 +134,16 @@ def test_the_interval_is_seeded_and_holds_the_mean():
     assert low < differences.mean() < high
     assert (low, high) == paired_interval(differences, seed=1)
     assert paired_interval(differences[:1], seed=1) == (None, None)
+
+
+def test_neurons_compared_some_at_a_time_are_compared_as_all_at_once():
+    other = [changed(), changed(expected=[3.0, 1.0, 2.0]), changed(true=[9.0, 1.0, 0.0]), ONE]
+    sides = side(ONE, ONE, changed(true=[1.0, 1.0, 2.0]), ONE), side(*other, text="others")
+
+    def some(neurons):
+        kept = ({name: rows.filter(pl.col("neuron").is_in(neurons)) for name, rows in one.items()} for one in sides)
+        return compare(*kept, seed=3, by_simulator=True)
+
+    whole, parts = compare(*sides, seed=3), together([some([0]), some([1, 2]), some([3])], seed=3)
+    for name in ("neurons", "scores", "methods"):
+        assert_frame_equal(getattr(parts, name), getattr(whole, name))
