@@ -7,7 +7,7 @@
 Both are of Bills et al. 2023 ("Revising explanations"). The point is false positives: top activations never show where an
 explanation claims too much. Where we differ: sentences that should not fit are asked for too; and a neuron's activations
 are on the scale of its exemplars. The other half of the sentences is kept in the reply and shown to nobody, for a score
-on sentences of this kind.
+on sentences of this kind, which there is not yet: a revision is scored as its parent is, on documents of split `score`.
 
 A revision has the explanation that it is made from as its parent. It sees no scored text.
 """
