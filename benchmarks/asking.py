@@ -56,8 +56,8 @@ class Layer:
     endpoint: float
     peak: float
     """MiB, of all layers so far."""
-    stored: float
-    """MiB in the lake, of all layers so far."""
+    stored: dict[str, float]
+    """MiB in the lake of each table, of all layers so far."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -115,7 +115,7 @@ def measured(folder: Path, endpoint: "Endpoint", asked: argparse.Namespace) -> l
             run.materialize(definitions, instance, HOPS, layers=[layer])
             took = Layer(
                 time.perf_counter() - wall, time.process_time() - ours, endpoint.processor_seconds() - theirs,
-                peak_mib(), _mib(folder / "lake"),
+                peak_mib(), {table: _mib(folder / "lake" / table) for table in ("language_calls", *HOPS)},
             )  # fmt: skip
             spent += took.ours + took.endpoint
             found.append(took)
@@ -132,6 +132,7 @@ def figures(layers: list[Layer], neurons: int, counts: dict[str, int], simulatio
     ours, theirs, wall = (sum(getattr(layer, name) for layer in layers) for name in ("ours", "endpoint", "wall"))
     third = max(1, len(layers) // 3)
     early, late = layers[1 : 1 + third] or layers, layers[-third:]
+    each = {table: 2**20 * size / count for table, size in layers[-1].stored.items()}
     pace = np.mean([layer.ours for layer in late]) / np.mean([layer.ours for layer in early])
     return [
         Figure("neurons explained, simulated and scored", count, "neurons", 307_200, higher_is_better=True,
@@ -143,8 +144,8 @@ def figures(layers: list[Layer], neurons: int, counts: dict[str, int], simulatio
                detail=f"processor seconds of each: {', '.join(f'{layer.ours:,.0f}' for layer in layers)}"),
         Figure("a late layer over an early one, in peak memory", layers[-1].peak / early[0].peak, "", 1.1,
                higher_is_better=False, detail=f"{early[0].peak:,.0f} MiB, then {layers[-1].peak:,.0f} MiB"),
-        Figure("in the lake of each neuron", 2**20 * layers[-1].stored / count, "bytes", None, higher_is_better=False,
-               detail=f"{layers[-1].stored:,.0f} MiB in all, every version and every reply word for word"),
+        Figure("in the lake of each neuron", sum(each.values()), "bytes", None, higher_is_better=False,
+               detail=", ".join(f"{table} {size:,.0f}" for table, size in each.items()) + "; every reply word for word"),
     ]  # fmt: skip
 
 

@@ -91,6 +91,11 @@ def lines(found: Profile) -> Group:
                 f"and {asked.reply_tokens:,} reply tokens, {money(found.cost_usd)}"
             )
         )
+        said.append(
+            Text(
+                f"to ask them: {_time(asked.seconds)} of one core, and {asked.lake / GIB:,.1f} GiB in the lake at least"
+            )
+        )
     said.append(
         Text(
             "Estimates from constants that were measured; pipeline/profile.py has them. Nothing was sent.", style="dim"

@@ -5,6 +5,7 @@
     memory     the weights, a table of token sums of each layer, and what is kept of each neuron while the pass runs
     lake       bytes of each neuron that was captured
     requests   neurons x polarities x ways to explain x (one to explain + those to simulate ten excerpts)
+    asking     requests x (time of one core, bytes in the lake)
 
 The constants were measured on small models and on a short pass of GPT-2 XL (`benchmarks/RESULTS.md`), and
 `tests/pipeline/test_profile.py` holds what they give against what was measured otherwise. Attention, which grows with the
@@ -103,6 +104,14 @@ SIMULATE: dict[Way, tuple[int, Usual]] = {
 """What `plan` estimates for windows of 64 tokens while no reply is kept, two and a half bytes to a token."""
 
 
+ASKED_SECONDS = 5.8e-3
+"""Of one core, for each request: written, sent, kept and read, with its share of the baselines and of all scores."""
+ASKED_BYTES = 3_300
+"""In the lake, for each request: the reply word for word, and its share of explanations, simulations and scores.
+
+Both of a layer of GPT-2 XL's width, asked `json-many` at the scripted endpoint, whose words repeat: real ones take more."""
+
+
 @dataclass(frozen=True)
 class Capture:
     """What one forward pass takes on one device."""
@@ -122,6 +131,10 @@ class Asking:
     requests: int
     prompt_tokens: int
     reply_tokens: int
+    seconds: float
+    """Of one core, here."""
+    lake: int
+    """Bytes."""
 
 
 def capture(shape: Shape, device: Device, *, tokens: int) -> Capture:
@@ -148,8 +161,11 @@ def asking(shape: Shape, *, methods: int, simulation: Way, neurons: int | None =
     explained = shape.layers * min(neurons or shape.neurons, shape.neurons) * (2 if shape.signed else 1) * methods
     each, usual = SIMULATE[simulation]
     simulated = explained * each
+    requests = explained + simulated
     return Asking(
-        requests=explained + simulated,
+        requests=requests,
         prompt_tokens=explained * EXPLAIN.prompt + simulated * usual.prompt,
         reply_tokens=explained * EXPLAIN.reply + simulated * usual.reply,
+        seconds=requests * ASKED_SECONDS,
+        lake=requests * ASKED_BYTES,
     )

@@ -29,6 +29,7 @@ or more is null.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -40,6 +41,7 @@ from pipeline.measured_scores import measured_scores
 from pipeline.percentiles import on_percentiles
 from pipeline.permutation import p_values
 from pipeline.provenance import content_hash, identities
+from pipeline.scoring_kernels import CONSTANT, ranks, resampled, sums
 
 RAW = ("ev_correlation", "rsquared", "absolute_dev_explained", "explained_variance")
 LINEAR = ("linear_rsquared", "linear_absolute_dev_explained", "linear_explained_variance")
@@ -241,26 +243,20 @@ class _Tokens:
             position=np.arange(len(explanation)) - np.repeat(np.cumsum(n_sequences) - n_sequences, n_sequences),
         )
 
-    @property
+    @cached_property
     def owner(self) -> NDArray[np.int64]:
         """The explanation of each token."""
         return np.repeat(self.explanation, self.lengths)
 
+    @cached_property
+    def n_tokens(self) -> NDArray[np.float64]:
+        """Tokens of each explanation."""
+        found = np.bincount(self.explanation, weights=self.lengths, minlength=len(self.n_sequences))
+        return np.asarray(found, dtype=np.float64)
+
     def ranks(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """The rank of each token's value among those of its explanation, from 0; equal ones share their mean rank."""
-        owner = self.owner
-        order = np.lexsort((values, owner))
-        begins = np.ones(len(order), dtype=bool)
-        begins[1:] = (values[order][1:] != values[order][:-1]) | (owner[order][1:] != owner[order][:-1])
-        run = np.cumsum(begins) - 1
-        first = np.flatnonzero(begins)
-        last = np.append(first[1:], len(order)) - 1
-        before = np.zeros(len(self.n_sequences), dtype=np.int64)
-        counts = np.bincount(owner, minlength=len(self.n_sequences))
-        before[1:] = np.cumsum(counts)[:-1]
-        found = np.empty(len(order))
-        found[order] = ((first + last) / 2)[run]
-        return np.asarray(found - before[owner], dtype=np.float64)
+        return ranks(values, self.n_tokens.astype(np.int64))
 
 
 def _on_lines(tokens: _Tokens, moments: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -280,9 +276,8 @@ def _on_lines(tokens: _Tokens, moments: NDArray[np.float64]) -> NDArray[np.float
 
 def _centres(tokens: _Tokens, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The mean over all tokens of each explanation."""
-    count = np.bincount(tokens.owner, minlength=len(tokens.n_sequences))
     sums = np.bincount(tokens.owner, weights=values, minlength=len(tokens.n_sequences))
-    return np.asarray(sums / np.maximum(count, 1), dtype=np.float64)
+    return np.asarray(sums / np.maximum(tokens.n_tokens, 1), dtype=np.float64)
 
 
 def _moments(tokens: _Tokens, y: NDArray[np.float64], s: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -291,16 +286,7 @@ def _moments(tokens: _Tokens, y: NDArray[np.float64], s: NDArray[np.float64]) ->
     The sums are n, y, s, y*y, s*s, y*s about the explanation's own means, then those means, then raw y*y,
     (y-s)**2, |y| and |y-s|. Taking them about the mean keeps the correlation exact when a neuron barely varies.
     """
-    out = np.zeros((len(tokens.n_sequences), int(tokens.n_sequences.max(initial=0)), 10))
-    if not len(tokens.lengths):
-        return out
-    owner = tokens.owner
-    dy, ds = y - _centres(tokens, y)[owner], s - _centres(tokens, s)[owner]
-    starts = np.cumsum(tokens.lengths) - tokens.lengths
-    columns = (np.ones_like(y), dy, ds, dy * dy, ds * ds, dy * ds, y * y, (y - s) ** 2, np.abs(y), np.abs(y - s))
-    for index, column in enumerate(columns):
-        out[tokens.explanation, tokens.position, index] = np.add.reduceat(column, starts)
-    return out
+    return sums(y, s, tokens.lengths, tokens.n_sequences.astype(np.int64))
 
 
 def _formulas(sums: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -323,7 +309,7 @@ def _formulas(sums: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _varied(squares: NDArray[np.float64], spread: NDArray[np.float64]) -> NDArray[np.float64]:
     """The spread of a resample about its own mean, NaN where it is only what rounding leaves of one that is constant."""
-    return np.where(spread > 1e-12 * squares, spread, np.nan)
+    return np.where(spread > CONSTANT * squares, spread, np.nan)
 
 
 def _interval(
@@ -337,11 +323,7 @@ def _interval(
         weights = generator.multinomial(int(size), np.full(size, 1 / size), size=RESAMPLES).astype(np.float64)
         members = np.flatnonzero(n_sequences == size)
         for block in np.array_split(members, max(1, len(members) // 512)):
-            # Added up one sequence at a time: a matrix product may round differently for one neuron than for many.
-            resampled = np.zeros((len(block), RESAMPLES, moments.shape[2]))
-            for sequence in range(size):
-                resampled += weights[None, :, sequence, None] * moments[block, None, sequence]
-            bounds = _percentiles(_formulas(resampled), (2.5, 97.5))
+            bounds = _percentiles(resampled(moments[block, :size], weights), (2.5, 97.5))
             low[block], high[block] = bounds
     return low, high
 

@@ -164,7 +164,7 @@ class RayMachines:
                 except ray.exceptions.RayTaskError:
                     _got(ray, ended)
                 except ray.exceptions.RayError:
-                    ray.get(keeper.lost.remote(name))
+                    _got(ray, keeper.lost.remote(name))
                     if tries == TRIES:
                         _got(ray, ended)
                     begin(index, piece, tries + 1)
@@ -175,9 +175,9 @@ class RayMachines:
                     first += 1
         finally:
             if running:
-                ray.get(keeper.stop.remote("another piece of the work failed"))
+                _got(ray, keeper.stop.remote("another piece of the work failed"))
                 ray.wait(list(running), num_returns=len(running), timeout=AT_THE_END)
-            language.budget.spend_as(ray.get(keeper.spent.remote()))
+            language.budget.spend_as(_got(ray, keeper.spent.remote()))
             ray.kill(keeper)
             language.flush(run_id=run_id)
 

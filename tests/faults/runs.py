@@ -13,7 +13,7 @@ from typing import Any
 from endpoint import Endpoint
 
 from pipeline.ports import Request
-from pipeline.testing import ScriptedLanguageModel, planted_checkpoint, planted_corpus
+from pipeline.testing import Planted, ScriptedLanguageModel, planted_checkpoint, planted_corpus
 
 DOCUMENTS = 60
 
@@ -47,6 +47,15 @@ for line in sys.stdin:
 """
 
 
+def project(home: Path) -> Planted:
+    """Make a project with a planted subject and texts for it."""
+    planted = planted_checkpoint(home / "subject")
+    lines = [json.dumps({"text": text}) + "\n" for text in planted_corpus(DOCUMENTS, seed=1)]
+    (home / "corpus.jsonl").write_text("".join(lines))
+    (home / "neuronledger.toml").write_text(f'subject = "subject"\ncorpus = "corpus.jsonl"\nwindows = {DOCUMENTS}\n')
+    return planted
+
+
 def said(request: dict[str, Any]) -> str:
     """What tells requests apart here, as it is sent and as it is kept."""
     messages = [[m["role"], m["content"]] if isinstance(m, dict) else m for m in request["messages"]]
@@ -58,13 +67,7 @@ class Runs:
 
     def __init__(self, folder: Path, *, in_memory: bool) -> None:
         self.folder = folder
-        planted = planted_checkpoint(folder / "made" / "subject")
-        lines = [json.dumps({"text": text}) + "\n" for text in planted_corpus(DOCUMENTS, seed=1)]
-        (folder / "made" / "corpus.jsonl").write_text("".join(lines))
-        (folder / "made" / "neuronledger.toml").write_text(
-            f'subject = "subject"\ncorpus = "corpus.jsonl"\nwindows = {DOCUMENTS}\n'
-        )
-        self._language = ScriptedLanguageModel(planted)
+        self._language = ScriptedLanguageModel(project(folder / "made"))
         self.endpoint = Endpoint(self._answer, seconds=0.02)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("NEURONLEDGER_")}
         self._process = subprocess.Popen(

@@ -11,11 +11,12 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from runs import project
 
 from assets import explanations, freshness, run, scores, simulations, step
 from assets.project import Choices, Project
 from benchmarks.asking import HOPS, of_layer, text, windows
-from pipeline.testing import planted_checkpoint, planted_corpus, scripted
+from pipeline.testing import scripted
 from resources.delta import DeltaLake
 from resources.machines import ThisMachine
 
@@ -93,10 +94,7 @@ def test_commands_whose_clocks_differ_by_years_agree_on_what_is_fresh_and_intact
         pytest.skip("only in the full set of faults: FAULTS=all")
     if LIBRARY is None:
         pytest.skip("libfaketime is not installed")
-    planted_checkpoint(tmp_path / "subject")
-    lines = [json.dumps({"text": line}) + "\n" for line in planted_corpus(60, seed=1)]
-    (tmp_path / "corpus.jsonl").write_text("".join(lines))
-    (tmp_path / "neuronledger.toml").write_text('subject = "subject"\ncorpus = "corpus.jsonl"\nwindows = 60\n')
+    project(tmp_path)
     command(tmp_path, "run", "--layers", "0", shift="+0")
     for seed, shift in enumerate(("-2d", "+400d", "+0", "-1d"), start=1):
         words = ("--layers", "0", "--seed", str(seed))
