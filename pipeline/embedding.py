@@ -3,68 +3,36 @@
     value = cos(vector of the explanation, vector of the text)
 
 After delphi (`scorers/embedding`): the explanation stands behind an instruction, as retrieval models are trained to
-read it, and the text by itself. The texts are those of `pipeline.judgements`, active and quiet ones, from documents that
-no explainer reads. Each text and each explanation is one request, so that one that several neurons share is asked once.
+read it, and the text by itself. Each text and each explanation is one request, so that one that several neurons share is
+asked once.
 """
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
-from pipeline import prompts
-from pipeline.judgements import AT, Item, item, written
+from pipeline import pairs, prompts
+from pipeline.pairs import Asked
 from pipeline.ports import Reply, Request
-from pipeline.provenance import identity
-from pipeline.tables import IN_PASSING, TABLES
 
 NAME = "embedding"
 FILE = "embed.query.txt"
 PROMPT_HASH = prompts.prompt_hash((FILE,))
 
 
-@dataclass(frozen=True)
-class Pair:
-    """One explanation and one text; their vectors come with two requests."""
-
-    explanation_id: str
-    place: int
-    item: Item
-    query: int
-    """Place of the explanation's request among all."""
-    text: int
-    """Place of the text's."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """All requests, each once, and what they are about."""
-
-    pairs: tuple[Pair, ...]
-    requests: tuple[Request, ...]
-
-
 def requests(
     explanations: pl.DataFrame, judged: pl.DataFrame, texts: Mapping[str, Sequence[str]], *, model: str
 ) -> Asked:
-    """The requests for vectors of every explanation that a language model or a person wrote, and of its texts.
+    """The requests for vectors of every explanation and of its texts; see `pipeline.pairs`."""
+    instructed = prompts.load(FILE)
 
-    `judged` is that of `pipeline.judgements.texts_to_judge`, and `texts` gives the display strings of each sequence.
-    """
-    neurons = {key: list(group.iter_rows(named=True)) for key, group in judged.group_by(AT, maintain_order=True)}
-    sent: dict[Request, int] = {}
-    pairs: list[Pair] = []
-    for row in written(explanations).iter_rows(named=True):
-        known = neurons.get((row["layer"], row["neuron"], row["polarity"]), ())
-        query = request(prompts.load(FILE).fill(explanation=row["text"]), model=model)
-        for place, text in enumerate(known):
-            words = request("".join(texts[text["sequence_id"]]), model=model)
-            at = [sent.setdefault(one, len(sent)) for one in (query, words)]
-            pairs.append(Pair(row["explanation_id"], place, item(text, fits=text["active"], marks=()), *at))
-    return Asked(tuple(pairs), tuple(sent))
+    def both(explanation: str, text: str) -> tuple[Request, Request]:
+        return request(instructed.fill(explanation=explanation), model=model), request(text, model=model)
+
+    return pairs.pairs(explanations, judged, texts, both)
 
 
 def request(text: str, *, model: str) -> Request:
@@ -76,44 +44,11 @@ def request(text: str, *, model: str) -> Request:
 
 def rows(asked: Asked, replies: Sequence[Reply], explanations: pl.DataFrame, *, model: str) -> pl.DataFrame:
     """The `judgements` rows of those replies, without `run_id`."""
-    said = {row["explanation_id"]: row for row in explanations.iter_rows(named=True)}
     vectors = [vector(reply) for reply in replies]
-    found: list[dict[str, object]] = []
-    for pair in asked.pairs:
-        explanation = said[pair.explanation_id]
-        value, reason = nearness(vectors[pair.text], vectors[pair.query])
-        ids = [replies[pair.text].request_id, replies[pair.query].request_id]
-        found.append(
-            {
-                **{name: explanation[name] for name in AT},
-                "explanation_id": pair.explanation_id,
-                "scorer": NAME,
-                "judge": model,
-                "item": pair.place,
-                "sequence_id": pair.item.sequence_id,
-                "stratum": pair.item.stratum,
-                "marked_tokens": [],
-                "fits": pair.item.fits,
-                "value": value,
-                "probability": None,
-                "missing_because": reason,
-                "request_id": ids[0],
-                "other_request_ids": ids[1:],
-                "identity": identity(
-                    "judgement",
-                    explanation=explanation["identity"],
-                    record=pair.item.identity,
-                    scorer=NAME,
-                    judge=model,
-                    prompt=PROMPT_HASH,
-                    requests=ids,
-                    value=value,
-                    missing_because=reason,
-                ),
-            }
-        )
-    schema = {name: kind for name, kind in TABLES["judgements"].schema.items() if name != "run_id"}
-    return pl.DataFrame(found, schema=schema)
+    return pairs.rows(
+        asked, replies, explanations, lambda pair: nearness(vectors[pair.second], vectors[pair.first]),
+        scorer=NAME, model=model, prompt=PROMPT_HASH,
+    )  # fmt: skip
 
 
 def vector(reply: Reply) -> np.ndarray | str:
@@ -132,9 +67,7 @@ def vector(reply: Reply) -> np.ndarray | str:
 def nearness(one: np.ndarray | str, other: np.ndarray | str) -> tuple[float | None, str | None]:
     """The cosine of the angle between two vectors, or the reason why there is none."""
     if isinstance(one, str) or isinstance(other, str):
-        reasons = [side for side in (one, other) if isinstance(side, str)]
-        # What failed in passing may come, and then the other is asked for no more.
-        return None, next((reason for reason in reasons if reason in IN_PASSING), reasons[0])
+        return None, pairs.why_not(one, other)
     if len(one) != len(other):
         return None, "wrong_length"
     # A vector of zeros points nowhere.
