@@ -323,7 +323,7 @@ class HuggingFaceSubject:
         """Why no neuron can be replaced: `not_causal` or `not_replaceable`; None if one can."""
         if self._site.name != "mlp":
             return "not_replaceable"
-        return None if causal.has_head(self._config, self._folder.whole) else "not_causal"
+        return None if self._is_causal else "not_causal"
 
     def replaced(
         self, layer: int, window: Sequence[int], neurons: Sequence[int], values: np.ndarray
@@ -569,6 +569,10 @@ class HuggingFaceSubject:
         if tensor is not None:
             return float32(torch.from_numpy(checkpoint.read_float32(tensor)).to(self._torch_dtype))
         return self.embeddings() if config.tie_word_embeddings else None
+
+    @cached_property
+    def _is_causal(self) -> bool:
+        return causal.has_head(self._config, self._folder.whole)
 
     @cached_property
     def _whole(self) -> Any:
