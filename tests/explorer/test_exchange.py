@@ -175,8 +175,8 @@ def test_the_description_of_a_dataset_has_the_hash_of_each_of_its_files(publishe
     assert named == {name: digest for name, digest in digests(published).items() if name.startswith("data/")}
 
 
-# mlcroissant builds its graph by a class that rdflib calls old.
-@pytest.mark.filterwarnings("ignore:ConjunctiveGraph is deprecated:DeprecationWarning")
+# mlcroissant uses what rdflib and pandas call old.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_description_is_valid_and_its_records_can_be_read(published):
     mlcroissant = pytest.importorskip("mlcroissant")
     dataset = mlcroissant.Dataset(jsonld=published / "croissant.json")
