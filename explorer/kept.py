@@ -3,6 +3,7 @@
 Everything about one neuron is read when it is looked at. What belongs to no neuron would be read again for each.
 """
 
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +19,9 @@ from pipeline.texts import token_texts
 from resources.delta import collect
 
 T = TypeVar("T")
+SECONDS = 2.0
+SHOWN = tuple(table for table in TABLES if not table.startswith("import") and table != "common_scores")
+"""Tables that pages show something of."""
 UNCHANGED = frozenset({"windows", "words"})
 """The largest of what is kept, which hardly ever changes."""
 
@@ -47,14 +51,15 @@ class Kept:
     def __init__(self, lake: Lake, now: "Kept | None" = None) -> None:
         self.lake = lake
         self._now = now
+        self._asked: dict[str, tuple[float, int | None]] = {}
         self._lock = RLock()
         self._kept: dict[str, tuple[Any, Any]] = {}
 
     def once(self, name: str, tables: Iterable[str], read: Callable[[], T]) -> T:
         """What `read` gives, read again only after one of these tables has changed."""
         tables = list(tables)
-        versions = tuple(self.lake.version(table) for table in tables)
-        if self._now is not None and name in UNCHANGED and versions == tuple(map(self._now.lake.version, tables)):
+        versions = tuple(map(self.version, tables))
+        if self._now is not None and name in UNCHANGED and versions == tuple(map(self._now.version, tables)):
             return self._now.once(name, tables, read)
         known = self._kept.get(name)
         if known is None or known[0] != versions:
@@ -71,8 +76,21 @@ class Kept:
         return None if known is None else known[1]
 
     def state(self) -> tuple[int | None, ...]:
-        """The versions of all tables: as long as they stay, so does everything that is read of them."""
-        return tuple(self.lake.version(table) for table in TABLES)
+        """The versions of all tables that pages show: as long as they stay, so does everything that is read of them."""
+        return tuple(map(self.version, SHOWN))
+
+    def version(self, table: str) -> int | None:
+        """The version of a table now; in an object store, where to ask takes long, now or up to `SECONDS` ago."""
+        if "://" not in self.lake.uri:
+            return self.lake.version(table)
+        known = self._asked.get(table)
+        if known is None or time.monotonic() - known[0] > SECONDS:
+            known = self._asked[table] = time.monotonic(), self.lake.version(table)
+        return known[1]
+
+    def look_again(self) -> None:
+        """Take no version for known: something was written here."""
+        self._asked.clear()
 
     def windows(self, sequence_ids: Iterable[str]) -> Mapping[str, Window]:
         """Those of these sequences that the lake has."""

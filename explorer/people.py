@@ -62,6 +62,7 @@ class Verdicts:
             verdict=given.get("verdict", ""), note=given.get("note", ""), author=given.get("author", ""), at=datetime.now(UTC).isoformat(timespec="microseconds"),
         )  # fmt: skip
         self._kept.lake.add("reviews", row, record={})
+        self._kept.look_again()
 
     def beside(self, index: Index) -> dict[str, Any]:
         """All verdicts beside the scores of what they are on."""

@@ -162,7 +162,7 @@ class Explorer:
         """
         if self.base is not None:
             return self.base.then(said)
-        key = said, self.kept.lake.version("materializations")
+        key = said, self.kept.version("materializations")
         with self._lock:
             known = self._moments.get(key)
         if known is None:

@@ -93,3 +93,36 @@ def test_what_was_not_asked_for_longest_goes_first_and_what_failed_is_asked_agai
     with suppress(OSError):
         answers.answer("d", fail)
     assert gzip.decompress(answers.answer("d", page("d")).packed) == b"d" * 100
+
+
+class Remote:
+    """A lake on an object store, as far as versions go."""
+
+    uri = "s3://bucket/lake"
+
+    def __init__(self):
+        self.asked, self.now = 0, 1
+
+    def version(self, table):
+        self.asked += 1
+        return self.now
+
+
+def test_an_object_store_is_not_asked_for_the_same_version_again_and_again(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("explorer.kept.time.monotonic", lambda: clock[0])
+    lake = Remote()
+    kept = Kept(lake)
+    first = kept.state()
+    lake.now, before = 2, lake.asked
+    assert kept.state() == first
+    assert kept.once("thing", ["scores"], lambda: "read") == "read"
+    assert lake.asked == before
+    # What was written here is seen at once; what others wrote, soon.
+    kept.look_again()
+    assert kept.version("reviews") == 2
+    assert kept.version("scores") == 2
+    lake.now = 3
+    assert kept.version("scores") == 2
+    clock[0] += 3
+    assert kept.version("scores") == 3
