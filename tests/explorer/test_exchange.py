@@ -19,10 +19,11 @@ def digests(folder):
     }
 
 
-def test_the_same_lake_gives_the_same_files(made, tmp_path):
+@pytest.mark.parametrize("form", ["openai", "csv"])
+def test_the_same_lake_gives_the_same_files(made, tmp_path, form):
     one, two = tmp_path / "one", tmp_path / "two"
-    assert made.type("export", "openai", str(one)).exit_code == 0
-    assert made.type("export", "openai", str(two)).exit_code == 0
+    assert made.type("export", form, str(one)).exit_code == 0
+    assert made.type("export", form, str(two)).exit_code == 0
     assert digests(one) == digests(two)
 
 
@@ -40,10 +41,13 @@ def test_an_export_for_openai_holds_every_captured_neuron_and_says_what_it_lacks
     assert [json.loads(line)["neuron"] for line in lines] == neurons
 
 
-def test_what_an_export_cannot_carry_is_printed(made, tmp_path):
-    said = made.type("export", "openai", str(tmp_path / "out"))
-    assert "collated-activations" in said.stdout
-    assert "What the format has no field for:" in said.stdout
+@pytest.mark.parametrize("form", ["openai", "neuronpedia", "huggingface", "csv"])
+def test_what_an_export_cannot_carry_is_printed_line_by_line(made, tmp_path, form):
+    said = made.type("export", form, str(tmp_path / "out"), "--layers", "0")
+    about = json.loads((tmp_path / "out" / "neuronledger.json").read_text())
+    assert about["not_carried"]
+    _, _, printed = said.stdout.partition("What the format has no field for:\n")
+    assert printed.splitlines() == [f"  - {line}" for line in about["not_carried"]]
 
 
 def test_a_folder_that_is_there_is_left_alone(made, tmp_path):
