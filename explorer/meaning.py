@@ -156,4 +156,4 @@ def _made(kept: Kept, index: Index, folder: Path) -> Vectors | None:
             if other != path:
                 with suppress(OSError):
                     other.unlink()
-    return Vectors(encoder, fingerprint, rows, np.load(path, mmap_mode="r", allow_pickle=False), len(said) - len(rows))
+    return Vectors(encoder, fingerprint, rows, np.lib.format.open_memmap(path, mode="r"), len(said) - len(rows))
