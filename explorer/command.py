@@ -7,8 +7,8 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from assets.freshness import Outside
     from assets.project import Project
     from pipeline.ports import Lake, SubjectModel
+    from resources.delta import DeltaLake
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -163,25 +164,45 @@ def same_subject(lake: "Lake", project: "Project", settings: Settings) -> None:
 def end_with_the_head(settings: Settings) -> None:
     """Let this command's last line be the head of the ledger, to be noted elsewhere, however the command ends; and sign it.
 
+    A command that fails before it wrote anything has only its error to say.
+
     Raises:
         SettingsError: it is to be signed, and there is no such key.
     """
-    from assets.definitions import open_lake
     from resources import signature
 
-    key = settings.signing_file
-    if key is not None:
+    if settings.signing_file is not None:
         # Before hours of work rather than after them.
-        signature.sign("", key)
+        signature.sign("", settings.signing_file)
+    click.get_current_context().with_resource(_saying_the_head(settings))
 
-    def say() -> None:
+
+@contextmanager
+def _saying_the_head(settings: Settings) -> Iterator[None]:
+    from resources import signature
+
+    before, done = _head(settings), False
+    try:
+        yield
+        done = True
+    finally:
+        key, head = settings.signing_file, _head(settings)
         # What made a run fail may make this fail too, and was said before.
         with suppress(NeuronLedgerError, OSError):
-            lake = open_lake(settings)
-            if head := lake.ledger_head():
+            if head is not None and (done or head != before):
                 screen().print(f"the ledger       {head}", soft_wrap=True)
-                if key is not None and lake.ledger is not None:
-                    signature.keep(lake.ledger.files, head, key)
+                if key is not None and (ledger := _lake(settings).ledger) is not None:
+                    signature.keep(ledger.files, head, key)
                     screen().print(f"signed with      {key}", soft_wrap=True)
 
-    click.get_current_context().call_on_close(say)
+
+def _head(settings: Settings) -> str | None:
+    with suppress(NeuronLedgerError, OSError):
+        return _lake(settings).ledger_head()
+    return None
+
+
+def _lake(settings: Settings) -> "DeltaLake":
+    from assets.definitions import open_lake
+
+    return open_lake(settings)
