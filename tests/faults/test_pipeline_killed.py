@@ -20,6 +20,7 @@ import pytest
 from runs import Runs, said
 
 from assets.project import layer_key
+from assets.step import data_version
 from explorer.audit import newest
 from pipeline.provenance import frame_hash
 from pipeline.tables import TABLES
@@ -53,7 +54,7 @@ def unlike(home: Path, lake: DeltaLake) -> list[str]:
     with dg.DagsterInstance.from_config(str(home / "dagster_home" / "subject")) as opened:
         for (table, layer), rows in records.filter(pl.col("neurons").is_null()).group_by("table", "layer"):
             last = rows.sort("finished_at").row(-1, named=True)
-            if newest(opened, table, None if layer is None else layer_key(layer)) != last["content_hash"]:
+            if newest(opened, table, None if layer is None else layer_key(layer)) != data_version(last):
                 found.append(f"{table} of layer {layer}")
         started = opened.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
         found += [f"run {run.run_id} still counts as started" for run in started]
