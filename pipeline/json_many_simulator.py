@@ -8,7 +8,7 @@ strata is asked about once.
 Each excerpt of a reply stands by itself: what is wrong with one makes no other missing.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import polars as pl
 
@@ -76,8 +76,12 @@ def grouped(
             )
 
 
-def parse(reply: Reply, lengths: Sequence[int]) -> list[Simulated]:
+def parse(
+    reply: Reply, lengths: Sequence[int], *, read: Callable[[object, int], Simulated] = read_pairs
+) -> list[Simulated]:
     """For each excerpt a number from 0 to 10 for each of its tokens of which the reply says one, or nothing and the reason.
+
+    `read` makes of the list of one excerpt what it says of so many tokens.
 
     `wrong_length`: the excerpt, or an index of it, is not there, or there is more than was asked for. `unparsable`: it is
     not in the form that was asked for.
@@ -89,7 +93,7 @@ def parse(reply: Reply, lengths: Sequence[int]) -> list[Simulated]:
             str(n) for n in range(len(lengths))
         }:
             return [
-                read_pairs(found[str(place)], length) if str(place) in found else missing("wrong_length")
+                read(found[str(place)], length) if str(place) in found else missing("wrong_length")
                 for place, length in enumerate(lengths)
             ]
     return [missing("unparsable") for _ in lengths]

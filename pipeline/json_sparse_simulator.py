@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import polars as pl
 
-from pipeline import prompts
+from pipeline import json_many_simulator, prompts
 from pipeline.json_many_simulator import grouped, numbered
 from pipeline.json_simulator import Simulated, missing, read_pairs
 from pipeline.ports import Reply, Request
@@ -54,17 +54,7 @@ def parse(reply: Reply, lengths: Sequence[int]) -> list[Simulated]:
     `wrong_length`: the reply does not have the excerpt, or an index that no token of it has. `unparsable`: it is not in the
     form that was asked for. What a pair says that is no number from 0 to 10, or two that differ, is not known.
     """
-    if reply.missing_because is not None or reply.text is None:
-        return [missing(reply.missing_because or "unparsable") for _ in lengths]
-    match prompts.read_object(reply.text):
-        case {"excerpts": dict(found), **others} if not others and found.keys() <= {
-            str(n) for n in range(len(lengths))
-        }:
-            return [
-                _read(found[str(place)], length) if str(place) in found else missing("wrong_length")
-                for place, length in enumerate(lengths)
-            ]
-    return [missing("unparsable") for _ in lengths]
+    return json_many_simulator.parse(reply, lengths, read=_read)
 
 
 def _read(pairs: object, n_tokens: int) -> Simulated:
