@@ -149,18 +149,28 @@ class Index:
 
 
 def best_words(kept: Kept, neurons: Iterable[tuple[int, int]]) -> Mapping[tuple[int, int], str]:
-    """The best explanation of each of these neurons, as far as the index is made already: no page waits for it."""
+    """The best explanation of each of these neurons, as far as the index is made already: no page waits for it.
+
+    Of a neuron with two sides the positive one's, and the other's where that has none.
+    """
     known = kept.ready("index")
-    return {} if known is None else words_of(known, neurons)
+    return {} if known is None else by_neuron(words_of(known, neurons))
 
 
-def words_of(known: Index, neurons: Iterable[tuple[int, int]]) -> Mapping[tuple[int, int], str]:
-    """The best explanation of each of these neurons that has one."""
+def by_neuron(said: Mapping[tuple[int, int, str], str]) -> Mapping[tuple[int, int], str]:
+    """Of each neuron the words of its positive side, or else of the other."""
+    return {
+        (layer, neuron): text for (layer, neuron, _), text in sorted(said.items(), key=lambda one: one[0][2] == "+")
+    }
+
+
+def words_of(known: Index, neurons: Iterable[tuple[int, int]]) -> Mapping[tuple[int, int, str], str]:
+    """The best explanation of each side of these neurons that has one."""
     wanted = np.asarray([_place(*one) for one in set(neurons)], dtype=np.int64)
     first, after = (np.searchsorted(known.places, wanted, side) for side in ("left", "right"))
     rows = [row for start, end in zip(first.tolist(), after.tolist(), strict=True) for row in range(start, end)]
-    found = known.neurons.select("layer", "neuron", "text")[rows].drop_nulls().iter_rows()
-    return {(layer, neuron): text for layer, neuron, text in found}
+    found = known.neurons.select("layer", "neuron", "polarity", "text")[rows].drop_nulls().iter_rows()
+    return {(layer, neuron, polarity): text for layer, neuron, polarity, text in found}
 
 
 def _place(layer: int, neuron: int) -> int:

@@ -160,8 +160,11 @@ def _told(found: Mapping[str, Any]) -> None:
     for one in read["shown"]:
         if one["steps"] is None:
             continue
-        peak = max(one["activations"]) if one["polarity"] == "+" else min(one["activations"])
-        console.print(Text.assemble((_name(one), "bold cyan"), f"  {peak:.4g} of {one['maximum']:.4g} in the corpus"))
+        positive = one["polarity"] == "+"
+        peak, most = (
+            (max(one["activations"]), one["maximum"]) if positive else (min(one["activations"]), -one["maximum"])
+        )
+        console.print(Text.assemble((_name(one), "bold cyan"), f"  {peak:.4g} of {most:.4g} in the corpus"))
         console.print(_marked(read["tokens"], one["steps"], colour=colour))
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for name, right in (

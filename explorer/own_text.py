@@ -114,7 +114,7 @@ def gather(kept: Kept, live: Live[SubjectModel], asked: Asked, *, patience: floa
 
 
 def explained(shown: dict[str, Any], index: Callable[[], Index]) -> dict[str, Any]:
-    """What is shown, with the best explanation of each neuron that it names."""
+    """What is shown, with the best explanation of each side of a neuron that it names."""
     if shown["read"] is not None:
         rows = [
             *shown["read"]["firing"],
@@ -123,7 +123,7 @@ def explained(shown: dict[str, Any], index: Callable[[], Index]) -> dict[str, An
         ]
         said = words_of(index(), [(row["layer"], row["neuron"]) for row in rows])
         for row in rows:
-            row["explanation"] = said.get((row["layer"], row["neuron"]))
+            row["explanation"] = said.get((row["layer"], row["neuron"], row["polarity"]))
     return shown
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from explorer.index import Index, words_of
+from explorer.index import Index, by_neuron, words_of
 from explorer.kept import Kept
 from explorer.meaning import Meaning
 from explorer.neuron_page import NotThereError, not_there
@@ -59,8 +59,11 @@ def gather(kept: Kept, index: Index, layer: int, neuron: int, meaning: Meaning) 
         *(one for rows in found["weights"].values() for one in rows or ()),
     ]
     said = words_of(index, [(one["layer"], one["neuron"]) for one in named])
+    of_any = by_neuron(said)
     for one in named:
-        one["text"] = said.get((one["layer"], one["neuron"]))
+        at = (one["layer"], one["neuron"])
+        # Weights join a neuron, and windows a side of it.
+        one["text"] = said.get((*at, one["polarity"])) if "polarity" in one else of_any.get(at)
     return found
 
 

@@ -85,6 +85,12 @@ def test_a_gated_model_is_shown_on_both_sides(gated, at, asking):
     with at(gated) as address:
         shown = ask(asking, address, text=gated.table("sequences").item(0, "text"), neurons="0:0")[1]["read"]
     assert [one["polarity"] for one in shown["shown"]] == ["+", "-"]
+    said = gated.table("explanations", layer=0).filter(method="token-lookup")
+    own = {(row["neuron"], row["polarity"]): row["text"] for row in said.iter_rows(named=True)}
+    assert own[0, "+"] != own[0, "-"]
+    rows = [row for row in [*shown["shown"], *shown["firing"]] if row["layer"] == 0]
+    assert {row["polarity"] for row in rows} == {"+", "-"}
+    assert [row["explanation"] for row in rows] == [own[row["neuron"], row["polarity"]] for row in rows]
 
 
 def test_other_weights_are_refused_with_what_differs(told, planted, at, asking, tmp_path_factory):

@@ -79,4 +79,9 @@ def test_a_gated_neuron_is_compared_on_both_sides_and_has_no_input_weights(gated
     with served(Explorer(Kept(lake), Staleness(lake, None), gated.home, tmp_path).app()) as address:
         shown = json.loads(asking(f"{address}/0/0/similar.json")[1])
     assert [side["polarity"] for side in shown["together"]] == ["+", "-"]
+    said = gated.table("explanations").filter(method="token-lookup").iter_rows(named=True)
+    own = {(row["layer"], row["neuron"], row["polarity"]): row["text"] for row in said}
+    rows = [row for side in shown["together"] for row in side["rows"]]
+    assert rows
+    assert [row["text"] for row in rows] == [own[row["layer"], row["neuron"], row["polarity"]] for row in rows]
     assert shown["weights"]["input"] is None
