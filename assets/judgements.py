@@ -14,6 +14,7 @@ from pipeline import embedding, intruder, scorers, surprisal
 from pipeline import judgements as judged_by_model
 from pipeline.checks import check
 from pipeline.ports import Lake, LanguageModel, Reply, Request, Usage
+from pipeline.simulations import PROBABILITIES
 from pipeline.texts import display
 
 CODE_VERSION = "1"
@@ -118,7 +119,7 @@ def _measuring(
 
 def _likely(project: Project) -> bool:
     """Whether the judge is asked for probabilities: where the simulator is, the endpoint gives them."""
-    return project.choices.simulation == "json-logprobs"
+    return project.choices.simulation in PROBABILITIES
 
 
 def define(project: Project) -> dg.AssetsDefinition:

@@ -138,7 +138,7 @@ def simulate(
         raise dg.Failure("no language model is there to simulate; name one with --simulator", allow_retries=False)
     settings = {
         "simulator": chosen.simulator, "prompt": played_by_model.PROMPT_HASHES[chosen.simulation], "seed": chosen.seed,
-        "parser": played_by_model.PARSER_VERSION,
+        "parser": played_by_model.parser_version(chosen.simulation),
     }  # fmt: skip
     made, slices, way = Made(), _slices(lake, which), chosen.simulation
     for done, (layer, neurons) in enumerate(slices):

@@ -28,7 +28,7 @@ def settings(project: Project) -> dict[str, Any]:
         "simulator": project.choices.simulator,
         "prompt": played_by_model.PROMPT_HASHES[project.choices.simulation],
         "seed": project.choices.seed,
-        "parser": played_by_model.PARSER_VERSION,
+        "parser": played_by_model.parser_version(project.choices.simulation),
     }
 
 

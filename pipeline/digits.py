@@ -4,7 +4,8 @@
 
 (Bills et al. 2023, `simulator.py`: no smoothing, and nothing for what is not among the likely tokens.) Where we differ:
 without any such token nothing is known, where that code expects 0; and many tokenizers have no token for 10, whose first
-digit then looks like a 1. Where the second digit is known it tells them apart; where not, 1 and 10 are left out.
+digit then looks like a 1. Where the second digit is known it tells them apart; where not, 1 and 10 are left out. On the
+scale from 0 to 9 every number is one digit, and nothing has to be told apart.
 """
 
 import math
@@ -14,6 +15,9 @@ from dataclasses import dataclass
 from pipeline.ports import Likely
 
 NUMBERS = {str(value): value for value in range(11)}
+
+DIGITS_ONLY = 9
+"""The top of the scale that has no 10: 9 stands for nine tenths of the neuron's strongest, and all above."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +35,17 @@ class Distribution:
 
 
 def distribution(
-    here: Likely, following: Likely | None = None, *, before: str = "", alone: bool = False
+    here: Likely, following: Likely | None = None, *, before: str = "", alone: bool = False, most: int = 10
 ) -> Distribution | None:
     """What is likely where a number stands; None if no number is.
 
     `here` is the token in which the number begins, after the characters `before`. `alone` says that the tokenizer has
-    no token for 10; then the token `following` it says how likely a 1 goes on to 10.
+    no token for 10; then the token `following` it says how likely a 1 goes on to 10. Numbers above `most` are none.
     """
     chances: dict[int, float] = {}
     for text, logprob in here.tokens:
-        if text.startswith(before) and (value := NUMBERS.get(text.removeprefix(before))) is not None:
+        value = NUMBERS.get(text.removeprefix(before)) if text.startswith(before) else None
+        if value is not None and value <= most:
             chances[value] = chances.get(value, 0.0) + math.exp(logprob)
     if alone and 1 in chances:
         one = chances.pop(1)

@@ -21,6 +21,8 @@ from pipeline.token_activation_pairs import token_texts
 
 PROMPT_HASH = prompts.prompt_hash(("simulate.system.txt", "simulate.user.txt", "cases.json"))
 """Of every file that a request of this simulator is made from."""
+DIGITS_PROMPT_HASH = prompts.prompt_hash(("simulate-9.system.txt", "simulate.user.txt", "cases.json"))
+"""The same on the scale from 0 to 9."""
 
 
 @dataclass(frozen=True)
@@ -43,22 +45,23 @@ def requests(
     *,
     model: str,
     seed: int,
+    most: int = 10,
 ) -> Iterator[tuple[tuple[str, str], Request]]:
     """For each explanation with a text and each exemplar of its neuron: (explanation_id, exemplar_id) and the request.
 
     `explanations` and `exemplars` are rows of their tables, the exemplars of split `score`. `tokens` gives the display
-    strings of each `sequence_id`, one per token.
+    strings of each `sequence_id`, one per token. Activations are asked for from 0 to `most`, 10 or `DIGITS_ONLY`.
 
     Raises:
         LakeError: an exemplar was shown to the explainer, or a sequence has no tokens or another number of them.
     """
-    beginning = _beginning()
+    beginning = _beginning(most)
     for explanation_id, exemplar_id, text, sequence_id, n_tokens in paired(explanations, exemplars).iter_rows():
         yield (
             (explanation_id, exemplar_id),
             Request(
                 model=model,
-                messages=(*beginning, ("user", _question(text, token_texts(tokens, sequence_id, n_tokens)))),
+                messages=(*beginning, ("user", question(text, token_texts(tokens, sequence_id, n_tokens)))),
                 temperature=0.0,
                 # `[12,0],` is eight tokens where every character is one; half as much again allows white space.
                 max_tokens=64 + 12 * n_tokens,
@@ -86,8 +89,8 @@ def paired(explanations: pl.DataFrame, exemplars: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def parse(reply: Reply, n_tokens: int) -> Simulated:
-    """A number from 0 to 10 for each of the `n_tokens` tokens of which the reply says one, or nothing and the reason.
+def parse(reply: Reply, n_tokens: int, *, most: int = 10) -> Simulated:
+    """A number from 0 to `most` for each of the `n_tokens` tokens of which the reply says one, or nothing and the reason.
 
     `wrong_length`: the pairs are well formed, but none is of a token, or one is of a token that there is not.
     `unparsable`: anything else that is not the object that was asked for.
@@ -96,14 +99,14 @@ def parse(reply: Reply, n_tokens: int) -> Simulated:
         return missing(reply.missing_because or "unparsable")
     match prompts.read_object(reply.text):
         case {"activations": list(pairs), **others} if not others:
-            return read_pairs(pairs, n_tokens)
+            return read_pairs(pairs, n_tokens, most=most)
     return missing("unparsable")
 
 
-def read_pairs(pairs: object, n_tokens: int) -> Simulated:
+def read_pairs(pairs: object, n_tokens: int, *, most: int = 10) -> Simulated:
     """[index, activation] pairs in whatever order: what they say of each token, or nothing at all and the reason.
 
-    Nothing is known of a token without a pair, with two different ones, or with one that is no number from 0 to 10. An
+    Nothing is known of a token without a pair, with two different ones, or with one that is no number from 0 to `most`. An
     index that no token has makes all of them doubtful, for then somebody has counted wrong.
     """
     if not isinstance(pairs, list):
@@ -112,7 +115,7 @@ def read_pairs(pairs: object, n_tokens: int) -> Simulated:
     for pair in pairs:
         match pair:
             case [int(index), value] if not isinstance(index, bool):
-                number = _number(value)
+                number = _number(value, most)
                 numbers[index] = number if numbers.get(index, number) == number else None
             case _:
                 return missing("unparsable")
@@ -123,9 +126,9 @@ def read_pairs(pairs: object, n_tokens: int) -> Simulated:
     return Simulated(expected, None, known / n_tokens) if known else missing("unparsable")
 
 
-def _number(value: object) -> float | None:
-    """A number from 0 to 10. Python takes True for 1, and JSON numbers may overflow to infinity."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 10
+def _number(value: object, most: int) -> float | None:
+    """A number from 0 to `most`. Python takes True for 1, and JSON numbers may overflow to infinity."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
     return float(value) if is_number and isinstance(value, int | float) else None
 
 
@@ -142,18 +145,19 @@ def missing(reason: str) -> Simulated:
     return Simulated(expected=None, missing_because=reason, coverage=0.0)
 
 
-def _beginning() -> list[tuple[str, str]]:
+def _beginning(most: int) -> list[tuple[str, str]]:
     """What every request starts with, worked cases included: the same for all, so that providers cache it."""
-    messages = [("system", prompts.load("simulate.system.txt").fill())]
+    messages = [("system", prompts.load("simulate.system.txt" if most == 10 else f"simulate-{most}.system.txt").fill())]
     for case in prompts.cases():
         excerpt = case.excerpts[0]
-        activations = [[index, activation] for index, (_, activation) in enumerate(excerpt)]
-        messages.append(("user", _question(case.explanation, [token for token, _ in excerpt])))
+        activations = [[index, min(activation, most)] for index, (_, activation) in enumerate(excerpt)]
+        messages.append(("user", question(case.explanation, [token for token, _ in excerpt])))
         messages.append(("assistant", prompts.as_data({"activations": activations})))
     return messages
 
 
-def _question(explanation: str, texts: Sequence[str]) -> str:
+def question(explanation: str, texts: Sequence[str]) -> str:
+    """What is asked of one excerpt: the explanation, and its tokens with their numbers."""
     return prompts.load("simulate.user.txt").fill(
         explanation=prompts.as_data(explanation), tokens=prompts.as_data(list(enumerate(texts)))
     )

@@ -25,6 +25,8 @@ LIKELY = 20
 
 PROMPT_HASH = content_hash(["json-logprobs", json_simulator.PROMPT_HASH])
 """Of every file that a request of this simulator is made from, and of its name."""
+DIGITS_PROMPT_HASH = content_hash(["json-logprobs-9", json_simulator.DIGITS_PROMPT_HASH])
+"""The same on the scale from 0 to 9."""
 
 
 def requests(
@@ -34,41 +36,44 @@ def requests(
     *,
     model: str,
     seed: int,
+    most: int = 10,
 ) -> Iterator[tuple[tuple[str, str], Request]]:
     """Those of `pipeline.json_simulator`, with the likely tokens asked for."""
-    for keys, request in json_simulator.requests(explanations, exemplars, tokens, model=model, seed=seed):
+    for keys, request in json_simulator.requests(explanations, exemplars, tokens, model=model, seed=seed, most=most):
         yield keys, replace(request, logprobs=LIKELY)
 
 
-def parse(reply: Reply, n_tokens: int) -> Simulated:
+def parse(reply: Reply, n_tokens: int, *, most: int = 10) -> Simulated:
     """What is expected at each of the `n_tokens` tokens, or nothing and the reason.
 
     As in `pipeline.json_simulator.parse`, and `no_probabilities` where none came, or none that fit the reply.
     """
-    written = json_simulator.parse(reply, n_tokens)
+    written = json_simulator.parse(reply, n_tokens, most=most)
     if written.expected is None or reply.text is None:
         return written
     if reply.likely is None or "".join(one.token for one in reply.likely) != reply.text:
         return missing("no_probabilities")
     starts = list(accumulate((len(one.token) for one in reply.likely[:-1]), initial=0))
     pairs = list(re.finditer(r"\[\s*([0-9]+)\s*,\s*([0-9]+)\s*\]", reply.text))
-    alone = _digits_stand_alone(pairs, starts)
+    alone = most == 10 and _digits_stand_alone(pairs, starts)
     found: list[Distribution | None] = [None] * n_tokens
     for pair in pairs:
         index = int(pair[1])
         if index < n_tokens and written.expected[index] == int(pair[2]):
-            found[index] = _at(pair.start(2), pair.end(2), reply.likely, starts, alone=alone)
+            found[index] = _at(pair.start(2), pair.end(2), reply.likely, starts, alone=alone, most=most)
     return of_distributions(found)
 
 
-def _at(start: int, end: int, likely: Sequence[Likely], starts: Sequence[int], *, alone: bool) -> Distribution | None:
+def _at(
+    start: int, end: int, likely: Sequence[Likely], starts: Sequence[int], *, alone: bool, most: int
+) -> Distribution | None:
     """What is likely in the place of the number from `start` to `end`."""
     last = bisect_right(starts, start) - 1
     before = likely[last].token[: start - starts[last]]
     if starts[last] + len(likely[last].token) > end:
         return None
     following = likely[last + 1] if last + 1 < len(likely) else None
-    return distribution(likely[last], following, before=before, alone=alone)
+    return distribution(likely[last], following, before=before, alone=alone, most=most)
 
 
 def _digits_stand_alone(pairs: Sequence["re.Match[str]"], starts: Sequence[int]) -> bool:

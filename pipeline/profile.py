@@ -96,9 +96,14 @@ SIMULATE: dict[Way, tuple[int, Usual]] = {
     "json": (10, Usual(1_240, 330)),
     "json-many": (2, Usual(2_850, 1_450)),
     "json-sparse": (1, Usual(4_400, 3_160)),
+    "json-closed": (1, Usual(4_400, 3_160)),
+    "json-schema": (10, Usual(1_240, 330)),
     "json-logprobs": (10, Usual(1_240, 330)),
+    "json-logprobs-9": (10, Usual(1_240, 330)),
     "all-at-once": (10, Usual(1_015, 1)),
+    "all-at-once-9": (10, Usual(1_015, 1)),
     "one-at-a-time": (640, Usual(860, 1)),
+    "one-at-a-time-9": (640, Usual(860, 1)),
 }
 """Requests about ten excerpts of 64 tokens, and how long each is."""
 """What `plan` estimates for windows of 64 tokens while no reply is kept, two and a half bytes to a token."""

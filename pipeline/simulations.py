@@ -6,37 +6,94 @@ model become rows beside them, in one of these ways:
     json            one excerpt to the request
     json-many       five excerpts to the request, which costs about half
     json-sparse     ten excerpts to the request, and only where the neuron is active in the reply, which costs least
+    json-closed     as `json-sparse`, and each list says that it went to the end, so that stopping early is not silence
+    json-schema     one excerpt to the request, and the endpoint holds the reply to a number for every token
     json-logprobs   as `json`, with what was likely in the place of each number
     all-at-once     a prompt with every activation left out, and what was likely in their places: one request to the excerpt
     one-at-a-time   the same prompt up to each of its tokens, and what was likely to come next: one request to the token
+
+The last three exist as `json-logprobs-9`, `all-at-once-9` and `one-at-a-time-9` too, on a scale from 0 to 9: there every
+number is one digit, so a model that spells 10 in two tokens can be asked. `expected` is then from 0 to 9.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import polars as pl
 
-from pipeline import json_many_simulator, json_simulator, json_sparse_simulator, logprobs_simulator, prompt_simulator
-from pipeline.digits import Distribution
+from pipeline import (
+    json_many_simulator,
+    json_schema_simulator,
+    json_simulator,
+    json_sparse_simulator,
+    logprobs_simulator,
+    prompt_simulator,
+)
+from pipeline.digits import DIGITS_ONLY, Distribution
 from pipeline.json_simulator import Simulated
 from pipeline.ports import Reply, Request
 from pipeline.provenance import identity
 from pipeline.tables import TABLES
 
-Way = Literal["json", "json-many", "json-sparse", "json-logprobs", "all-at-once", "one-at-a-time"]
+Way = Literal[
+    "json", "json-many", "json-sparse", "json-closed", "json-schema", "json-logprobs", "json-logprobs-9", "all-at-once",
+    "all-at-once-9", "one-at-a-time", "one-at-a-time-9",
+]  # fmt: skip
 PROMPT_HASHES: dict[Way, str] = {
     "json": json_simulator.PROMPT_HASH,
     "json-many": json_many_simulator.PROMPT_HASH,
     "json-sparse": json_sparse_simulator.PROMPT_HASH,
+    "json-closed": json_sparse_simulator.CLOSED_PROMPT_HASH,
+    "json-schema": json_schema_simulator.PROMPT_HASH,
     "json-logprobs": logprobs_simulator.PROMPT_HASH,
+    "json-logprobs-9": logprobs_simulator.DIGITS_PROMPT_HASH,
     "all-at-once": prompt_simulator.PROMPT_HASHES["all-at-once"],
+    "all-at-once-9": prompt_simulator.PROMPT_HASHES["all-at-once-9"],
     "one-at-a-time": prompt_simulator.PROMPT_HASHES["one-at-a-time"],
+    "one-at-a-time-9": prompt_simulator.PROMPT_HASHES["one-at-a-time-9"],
 }
-MANY = {"json-many": json_many_simulator, "json-sparse": json_sparse_simulator}
-"""Those that read several excerpts at once."""
+PROBABILITIES: tuple[Way, ...] = ("json-logprobs", "json-logprobs-9")
+"""The ways that ask a chat for probabilities, so that a judge may be asked for them too."""
+MANY: dict[Way, Any] = {
+    "json-many": (json_many_simulator.requests, json_many_simulator.parse),
+    "json-sparse": (json_sparse_simulator.requests, json_sparse_simulator.parse),
+    "json-closed": (
+        partial(json_sparse_simulator.requests, closed=True), partial(json_sparse_simulator.parse, closed=True),
+    ),
+}  # fmt: skip
+"""Those that read several excerpts at once: what they ask, and how they read."""
+ONE_BY_ONE: dict[Way, Any] = {
+    "json": (json_simulator.requests, json_simulator.parse),
+    "json-schema": (json_schema_simulator.requests, json_schema_simulator.parse),
+    "json-logprobs": (logprobs_simulator.requests, logprobs_simulator.parse),
+    "json-logprobs-9": (
+        partial(logprobs_simulator.requests, most=DIGITS_ONLY), partial(logprobs_simulator.parse, most=DIGITS_ONLY),
+    ),
+    "all-at-once": (prompt_simulator.requests_at_once, prompt_simulator.parse_at_once),
+    "all-at-once-9": (
+        partial(prompt_simulator.requests_at_once, most=DIGITS_ONLY),
+        partial(prompt_simulator.parse_at_once, most=DIGITS_ONLY),
+    ),
+}  # fmt: skip
+"""Those that read one excerpt at a time."""
+BY_TOKEN: dict[Way, Any] = {
+    "one-at-a-time": (prompt_simulator.requests_by_token, prompt_simulator.parse_by_token),
+    "one-at-a-time-9": (
+        partial(prompt_simulator.requests_by_token, most=DIGITS_ONLY),
+        partial(prompt_simulator.parse_by_token, most=DIGITS_ONLY),
+    ),
+}  # fmt: skip
+"""Those that read the replies for all tokens of an excerpt together."""
 
 PARSER_VERSION = 2
 """Of what is read from a reply: since 2, a reply that lacks some tokens keeps the others."""
+
+
+def parser_version(way: Way) -> int:
+    """The same for one way: since 3, one-at-a-time takes a 1 for a 1 only where a 10 would have been told from it."""
+    return 3 if way == "one-at-a-time" else PARSER_VERSION
+
 
 Keys = tuple[tuple[tuple[str, str], ...], ...]
 """For each excerpt of a request the (explanation_id, exemplar_id) that it answers."""
@@ -56,14 +113,10 @@ def requests(
     written = explanations.filter((pl.col("explainer") != "none") & pl.col("text").is_not_null())
     scored = exemplars.filter(pl.col("split") == "score")
     if way in MANY:
-        return list(MANY[way].requests(written, scored, texts, model=model, seed=seed))
-    one_by_one = {
-        "json": json_simulator.requests,
-        "json-logprobs": logprobs_simulator.requests,
-        "all-at-once": prompt_simulator.requests_at_once,
-        "one-at-a-time": prompt_simulator.requests_by_token,
-    }[way]
-    return [(((key,),), request) for key, request in one_by_one(written, scored, texts, model=model, seed=seed)]
+        asked, _ = MANY[way]
+        return list(asked(written, scored, texts, model=model, seed=seed))
+    asked, _ = (ONE_BY_ONE | BY_TOKEN)[way]
+    return [(((key,),), request) for key, request in asked(written, scored, texts, model=model, seed=seed)]
 
 
 def rows(
@@ -129,22 +182,19 @@ def _simulated(
     asked: Asked, replies: Sequence[Reply], shown: Mapping[str, Mapping[str, object]], way: Way
 ) -> Iterator[tuple[str, str, Simulated, list[str]]]:
     """Of each exemplar what its replies predict, and the requests that they answer."""
-    if way == "one-at-a-time":
+    if way in BY_TOKEN:
+        _, parse_all = BY_TOKEN[way]
         of_exemplar: dict[tuple[str, str], list[Reply]] = {}
         for ((key,),), reply in ((keys, reply) for (keys, _), reply in zip(asked, replies, strict=True)):
             of_exemplar.setdefault(key, []).append(reply)
         for (explanation_id, exemplar_id), found in of_exemplar.items():
             ids = [reply.request_id for reply in found]
-            yield explanation_id, exemplar_id, prompt_simulator.parse_by_token(found), ids
+            yield explanation_id, exemplar_id, parse_all(found), ids
         return
-    parse_one = {
-        "json": json_simulator.parse,
-        "json-logprobs": logprobs_simulator.parse,
-        "all-at-once": prompt_simulator.parse_at_once,
-    }
+    _, parse = (MANY | ONE_BY_ONE)[way]
     for (keys, _), reply in zip(asked, replies, strict=True):
         lengths = [len(shown[ids[0][1]]["token_ids"]) for ids in keys]  # type: ignore[arg-type]
-        read = MANY[way].parse(reply, lengths) if way in MANY else [parse_one[way](reply, lengths[0])]
+        read = parse(reply, lengths) if way in MANY else [parse(reply, lengths[0])]
         for some, simulated in zip(keys, read, strict=True):
             for explanation_id, exemplar_id in some:
                 yield explanation_id, exemplar_id, simulated, [reply.request_id]

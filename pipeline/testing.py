@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import prompts
+from pipeline.digits import DIGITS_ONLY
 from pipeline.errors import SettingsError
+from pipeline.json_sparse_simulator import END
 from pipeline.ports import Likely, Reply, Request, Usage
 from pipeline.provenance import content_hash
 from pipeline.scripted_tokens import NEARLY_CERTAIN, ScriptedToken, around, embedding, tokens, top
@@ -300,8 +302,11 @@ class ScriptedLanguageModel:
             ("explain-token-space", "explain-token-space.user.txt", self._explained_tokens),
             ("explain-token-space-weights", "explain-token-space-weights.user.txt", self._explained_tokens),
             ("simulate", "simulate.user.txt", _simulated),
+            ("simulate-9", "simulate.user.txt", _simulated_digits),
+            ("simulate-schema", "simulate.user.txt", _simulated_object),
             ("simulate-many", "simulate-many.user.txt", _simulated_many),
             ("simulate-sparse", "simulate-sparse.user.txt", _simulated_sparse),
+            ("simulate-closed", "simulate-sparse.user.txt", _simulated_closed),
             ("detect", "detect.user.txt", _judged),
             ("fuzz", "fuzz.user.txt", _judged),
             ("intruder", "intruder.user.txt", _intruder),
@@ -420,10 +425,11 @@ def left_out(prompt: str) -> dict[int, dict[int, float]]:
     lines = [line.split("\t") for line in excerpt.split("\n")]
     if not all(len(line) == 3 for line in lines):
         return {}
+    most = DIGITS_ONLY if prompt.startswith(prompts.load("simulate-prompt-9.txt").text.partition("$")[0]) else 10
     predicted = _predicted(json.loads(explanation), [(int(place), json.loads(token)) for place, token, _ in lines])
     places, end = {}, len(prompt) - len(excerpt)
     for (place, token, activation), (_, value) in zip(lines, predicted, strict=True):
-        places[end + len(place) + len(token) + 2] = around(value)
+        places[end + len(place) + len(token) + 2] = around(min(value, most))
         end += len(place) + len(token) + len(activation) + 3
     return places
 
@@ -485,6 +491,19 @@ def _simulated(question: str) -> str:
     return json.dumps({"activations": _predicted(explanation, numbered)})
 
 
+def _simulated_digits(question: str) -> str:
+    """The same on the scale from 0 to 9."""
+    pairs = json.loads(_simulated(question))["activations"]
+    return json.dumps({"activations": [[index, min(value, DIGITS_ONLY)] for index, value in pairs]})
+
+
+def _simulated_object(question: str) -> str:
+    """The same as an object with an entry for each token."""
+    return json.dumps(
+        {"activations": {str(index): value for index, value in json.loads(_simulated(question))["activations"]}}
+    )
+
+
 def _simulated_many(question: str) -> str:
     """The same for several numbered excerpts, one to the line."""
     explanation, end = json.JSONDecoder().raw_decode(question)
@@ -497,6 +516,13 @@ def _simulated_sparse(question: str) -> str:
     """The same, of active tokens alone."""
     found = json.loads(_simulated_many(question))["excerpts"]
     return json.dumps({"excerpts": {place: [pair for pair in pairs if pair[1]] for place, pairs in found.items()}})
+
+
+def _simulated_closed(question: str) -> str:
+    """The same, and each list says where its excerpt ends."""
+    found = json.loads(_simulated_many(question))["excerpts"]
+    closed = {place: [*(pair for pair in pairs if pair[1]), [len(pairs) - 1, END]] for place, pairs in found.items()}
+    return json.dumps({"excerpts": closed})
 
 
 def _judged(question: str) -> str:

@@ -264,4 +264,6 @@ def _request(asked: Mapping[str, Any]) -> Request:
         json_reply=asked["json_reply"],
         logprobs=asked.get("logprobs", 0),
         echo=tuple(asked.get("echo", ())),
+        told_from=asked.get("told_from", 0),
+        shape=asked.get("shape", ""),
     )

@@ -12,6 +12,7 @@ and is sent again by the next call.
 """
 
 import asyncio
+import json
 import logging
 import math
 import os
@@ -222,9 +223,9 @@ class OpenAICompatible:
         """What the model costs in batches here, None if that is not known."""
         return answers.price_of(self._prices, model, endpoint=self.endpoint, batch=True)
 
-    def _endpoint_of(self, model: str) -> str:
-        """Where a model is asked: the endpoint, or for one in this process what it is made of."""
-        return self._in_process(model).fingerprint if is_local(model) else self.endpoint
+    def _endpoint_of(self, request: Request) -> str:
+        """Where a request is answered: the endpoint, or for a model in this process what it is made of."""
+        return self._in_process(request.model).endpoint(request) if is_local(request.model) else self.endpoint
 
     def _in_process(self, model: str) -> LocalModel:
         return self._local.setdefault(model, LocalModel(model.removeprefix(SCHEME)))
@@ -264,7 +265,7 @@ class OpenAICompatible:
     # What is kept
 
     def asked(self, request: Request) -> dict[str, Any]:
-        return sent(request, endpoint=self._endpoint_of(request.model))
+        return sent(request, endpoint=self._endpoint_of(request))
 
     def look_into_lake(self, call: Call, journal: Journal) -> None:
         """Take what the lake has of the call's open requests. Reads their rows only."""
@@ -422,7 +423,7 @@ class OpenAICompatible:
             call.silent = False
             return Received(
                 request_id=request_id,
-                endpoint=self._endpoint_of(request.model),
+                endpoint=self._endpoint_of(request),
                 model=request.model,
                 request=canonical_json(self.asked(request)),
                 status=status,
@@ -517,7 +518,12 @@ class OpenAICompatible:
             self._name_of_max_tokens: request.max_tokens,
             "seed": request.seed,
         }
-        if request.json_reply and self._takes_response_format:
+        if request.shape:
+            parameters["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "reply", "strict": True, "schema": json.loads(request.shape)},
+            }
+        elif request.json_reply and self._takes_response_format:
             parameters["response_format"] = {"type": "json_object"}
         if request.logprobs:
             parameters |= {"logprobs": True, "top_logprobs": request.logprobs}
@@ -533,6 +539,11 @@ class OpenAICompatible:
         match status:
             case 400 | 422 if "max_completion_tokens" in words:
                 self._name_of_max_tokens = "max_completion_tokens"
+            case 400 | 422 if request.shape and re.search(r"response_format|json_schema|schema|grammar", words):
+                unusable = (
+                    f"{self.endpoint} does not hold replies to a JSON Schema ({words}): "
+                    "choose another --simulation, such as `json`, or another endpoint"
+                )
             case 400 | 422 if "response_format" in words:
                 self._takes_response_format = False
             case 400 | 422 if request.logprobs and re.search(r"logprobs|echo", words):
@@ -623,6 +634,8 @@ def sent(request: Request, *, endpoint: str) -> dict[str, Any]:
         used["echo"] = list(request.echo)
     if request.told_from:
         used["told_from"] = request.told_from
+    if request.shape:
+        used["shape"] = request.shape
     return used | {
         "endpoint": endpoint,
         "model": request.model,

@@ -3,6 +3,9 @@
 `local:FOLDER` names it, where others have the name of a provider's model. Its logits are exact, a place of a prompt is read
 as cheaply as a token is written, and the beginning that a request shares with the one before is not computed again.
 
+Where its tokenizer spells 10 as a 1 and a 0, what is likely in the place of a number of a prompt is given by whole numbers all
+the same: a 10 has the probability of the 1 times that of a 0 after it, and a 1 what is left of that.
+
 It answers in the form of an endpoint, so that what is kept, counted and read is the same. It is greedy at temperature 0, and
 promises no JSON; weights are safetensors only, and no code of a repository is run.
 """
@@ -47,7 +50,7 @@ class LocalModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """`local:` and the tagged hash of weights, configuration and tokenizer: the endpoint of its requests."""
+        """`local:` and the tagged hash of weights, configuration and tokenizer."""
         try:
             folder = self._folder.whole
             hashes = checkpoint.tensor_hashes(checkpoint.stored_tensors(folder))
@@ -74,8 +77,12 @@ class LocalModel:
             at = {start: begin + place for place, start in enumerate(starts)}
             wanted = [at[place] for place in request.echo if at.get(place)]
             self._run(ids, [place - 1 for place in wanted])
-            tops = [None] * begin + [self._top(place - 1) if place in set(wanted) else None for place in at.values()]
+            numbers = self._numbers(ids, wanted)
+            tops = [None] * begin + [numbers.get(place) for place in at.values()]
             spelled = [self._spell(one) for one in ids]
+            for place in wanted:
+                if self._ten is not None and tuple(ids[place : place + 2]) == self._ten:
+                    spelled[place : place + 2] = ["10", ""]
             choice |= {"text": prompt, "finish_reason": "length"}
             choice["logprobs"] = {"tokens": spelled, "token_logprobs": [None] * len(ids), "top_logprobs": tops}
         elif prompt is not None and request.told_from:
@@ -89,10 +96,23 @@ class LocalModel:
             usage["completion_tokens"] = len(said)
             text = b"".join(self._tokenizer.spell([token for token, _ in said])).decode(errors="replace")
             tokens = [_in_chat(self._spell(token), top) for token, top in said]
+            if self._gives_numbers_whole(request) and said:
+                self._run(ids, [len(ids) - 1])
+                number = "10" if tuple(token for token, _ in said[:2]) == self._ten else tokens[0]["token"]
+                tokens = [_in_chat(number, self._numbers(ids, [len(ids)])[len(ids)])]
             choice |= {"finish_reason": finish, "logprobs": {"content": tokens} if request.logprobs else None}
             choice |= {"message": {"role": "assistant", "content": text}} if prompt is None else {"text": text}
         body = {"model": self.fingerprint, "choices": [choice], "usage": usage}
         return json.dumps(body, ensure_ascii=True).encode()
+
+    def endpoint(self, request: Request) -> str:
+        """The endpoint of a request: what the model is made of, and that it gives numbers whole where it does."""
+        return self.fingerprint + ("+whole-numbers" if self._gives_numbers_whole(request) else "")
+
+    def _gives_numbers_whole(self, request: Request) -> bool:
+        """Whether what is likely in the place of a number is given by whole numbers, though a 10 is two tokens."""
+        of_a_prompt = request.messages[0][0] == "prompt" and request.logprobs and not request.told_from
+        return bool(of_a_prompt) and self._ten is not None
 
     # What it reads and writes
 
@@ -143,6 +163,23 @@ class LocalModel:
         for token, logprob in self._likely[place]:
             text = self._spell(token)
             found[text] = logprob if text not in found else math.log(math.exp(found[text]) + math.exp(logprob))
+        return found
+
+    def _numbers(self, ids: Sequence[int], places: Sequence[int]) -> dict[int, dict[str, float]]:
+        """What is likely at these places, after the tokens before each, which were run: a 10 is told from a 1."""
+        found = {place: self._top(place - 1) for place in places}
+        if self._ten is None:
+            return found
+        one, zero = self._ten
+        # From the last on, so that what stands before the others is still in the cache.
+        for place in sorted(places, reverse=True):
+            if (begun := dict(self._likely[place - 1]).get(one)) is None:
+                continue
+            self._run([*ids[:place], one], [place])
+            on = math.exp(dict(self._likely[place]).get(zero, -math.inf))
+            numbers = {text: logprob for text, logprob in found[place].items() if text not in ("1", "10")}
+            shares = (("1", 1 - on), ("10", on))
+            found[place] = numbers | {text: begun + math.log(share) for text, share in shares if share > 0}
         return found
 
     def _spell(self, token: int) -> str:
@@ -257,6 +294,13 @@ class LocalModel:
 
         with quiet():
             return AutoTokenizer.from_pretrained(self._folder.whole, trust_remote_code=False)
+
+    @cached_property
+    def _ten(self) -> tuple[int, int] | None:
+        """The tokens of 1 and 0, if a 10 is spelled with them after a tab; None if it is a token of its own."""
+        *_, one, zero = 0, 0, *map(int, self._template("\t10", add_special_tokens=False)["input_ids"])
+        spelled = self._template.convert_ids_to_tokens([one, zero])
+        return (one, zero) if spelled == ["1", "0"] else None
 
     @cached_property
     def _ends(self) -> frozenset[int]:

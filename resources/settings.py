@@ -59,11 +59,24 @@ class Settings(BaseSettings):
         "and of the first of them `revision`; `random-explanation`, `revision-random` and `empty` are controls",
     )
     language: str = Field("en", description="language of the explanations: `en`, `de`, `es`, `fr`")
-    simulation: Literal["json", "json-many", "json-sparse", "json-logprobs", "all-at-once", "one-at-a-time"] = Field(
+    simulation: Literal[
         "json",
-        description="how the simulator is asked: `json` one excerpt at a time, `json-many` five, for half the tokens, "
-        "`json-sparse` ten, for a reply without zeros, "
-        "`json-logprobs` with probabilities; of completions: `all-at-once` (with echo), `one-at-a-time`",
+        "json-many",
+        "json-sparse",
+        "json-closed",
+        "json-schema",
+        "json-logprobs",
+        "json-logprobs-9",
+        "all-at-once",
+        "all-at-once-9",
+        "one-at-a-time",
+        "one-at-a-time-9",
+    ] = Field(
+        "json",
+        description="how the simulator is asked: `json` one excerpt at a time, `json-schema` in a shape that the endpoint "
+        "holds it to, `json-many` five, for half the tokens, `json-sparse` ten, for a reply without zeros, `json-closed` with "
+        "a mark at its end, `json-logprobs` with probabilities; of completions: `all-at-once` (with echo), `one-at-a-time`; "
+        "the last three with `-9` on a scale from 0 to 9, for models that spell 10 in two tokens",
     )
     scorers: str = Field(
         "",

@@ -12,6 +12,7 @@ from explorer.staleness import Staleness
 
 NEURON = {"layer": 0, "neurons": [1]}
 TOGETHER = {"all-at-once": 1, "json-logprobs": 1, "one-at-a-time": 64}
+OF_DIGITS = ("all-at-once-9", "json-logprobs-9", "one-at-a-time-9")
 """Requests to an excerpt."""
 
 
@@ -75,6 +76,21 @@ def test_a_model_whose_digits_stand_alone_has_no_answer_where_it_would_be_a_wron
     rows = simulated(copied)
     assert rows["expected"].null_count() == 0
     assert max(max(expected) for expected in rows["expected"]) > 9
+
+
+@pytest.mark.parametrize("way", [*OF_DIGITS, "json-schema", "json-closed"])
+def test_a_model_whose_digits_stand_alone_is_scored_as_its_explanation_deserves_where_numbers_are_digits(
+    copied, served, way
+):
+    with served(FakeEndpoint(digits=1).app()) as url:
+        assert copied.type("run", "--neurons", "0:1", *words(url, way)).exit_code == 0
+    rows = simulated(copied)
+    assert set(rows["coverage"]) == {1.0}
+    most = max(max(expected) for expected in rows["expected"])
+    assert most == 10 if way in ("json-schema", "json-closed") else 8 < most <= 9
+    found = copied.table("scores", **NEURON)
+    correlation = (found["simulator"] == "scripted") & (found["scorer"] == "ev_correlation")
+    assert found.filter(correlation & (found["split"] == "top_and_random"))["value"][0] > 0.9
 
 
 def test_a_model_in_this_process_simulates_what_an_endpoint_explains_and_its_score_is_verified(

@@ -1,4 +1,4 @@
-"""A small random GPT-2 that writes: a token for each byte, and one for 10."""
+"""A small random GPT-2 that writes: a token for each byte, and one for 10 if it is to have one."""
 
 from pathlib import Path
 
@@ -7,11 +7,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 
-def small_writer(home: Path) -> Path:
+def small_writer(home: Path, *, ten: bool = True) -> Path:
     """Write it to a folder."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {text: place for place, text in enumerate([*alphabet, "10", "<|end|>"])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [("1", "0")]))
+    more, merges = (["10"], [("1", "0")]) if ten else ([], [])
+    vocabulary = {text: place for place, text in enumerate([*alphabet, *more, "<|end|>"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(home)

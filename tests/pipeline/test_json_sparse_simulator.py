@@ -99,8 +99,38 @@ def test_a_token_that_nothing_is_said_of_is_silent_only_where_its_excerpt_was_an
     assert expected(parse(said(reply), [3, 2])) == read
 
 
+@pytest.mark.parametrize(
+    ("reply", "read"),
+    [
+        ({"excerpts": {"0": [[1, 7], [2, "end"]], "1": [[1, "end"]]}}, [[0, 7, 0], [0, 0]]),
+        # It stopped early: silence is known between the pairs alone.
+        ({"excerpts": {"0": [[1, 7]], "1": [[0, 3], [1, "end"]]}}, [[0, 7, None], [3, 0]]),
+        ({"excerpts": {"0": [], "1": []}}, ["wrong_length", "wrong_length"]),
+        # It counted wrong, so that nothing of its list is certain.
+        ({"excerpts": {"0": [[1, 7], [3, "end"]], "1": [[1, "end"]]}}, ["wrong_length", [0, 0]]),
+        ({"excerpts": {"0": [[2, 7], [0, 3]], "1": [[1, "end"], [1, 4]]}}, [[3, None, 7], "unparsable"]),
+        ({"excerpts": {"0": [[True, "end"]], "1": [[1, "END"]]}}, ["unparsable", "unparsable"]),
+        ({"excerpts": {"0": [[2, "end"], [2, "end"]], "1": {"1": "end"}}}, ["unparsable", "unparsable"]),
+    ],
+)
+def test_with_a_mark_at_the_end_stopping_early_is_not_silence(reply, read):
+    assert expected(parse(said(reply), [3, 2], closed=True)) == read
+
+
 def test_a_failed_reply_has_its_reason_for_every_excerpt():
     assert expected(parse(Reply("sha256:0", None, "truncated"), [3, 2])) == ["truncated", "truncated"]
+
+
+def test_the_worked_answers_of_the_marked_form_are_read_as_complete(layer, words):
+    scored = layer.exemplars.filter(pl.col("split") == "score")
+    (_, request), *_ = requests(words, scored, display(layer.sequences), model="m", seed=0, closed=True)
+    (_, plain), *_ = requests(words, scored, display(layer.sequences), model="m", seed=0)
+    for (role, question), (_, closed), (_, open_) in zip(
+        request.messages[1:-1], request.messages[2:], plain.messages[2:], strict=False
+    ):
+        if role == "user":
+            lengths = [len(json.loads(line.partition(": ")[2])) for line in question.splitlines()[2:]]
+            assert parse(said(closed), lengths, closed=True) == parse(said(open_), lengths)
 
 
 def test_the_request_reads_as_in_its_golden_file(layer, words):

@@ -40,6 +40,16 @@ def test_where_digits_stand_alone_ten_is_not_taken_for_one():
     assert found.expected[0] == pytest.approx(0)
 
 
+def test_on_the_scale_from_0_to_9_a_1_is_a_1_however_digits_are_cut():
+    pairs = [[index, min(value, 9)] for index, value in PAIRS]
+    text = json.dumps({"activations": pairs}, separators=(",", ":"))
+    found = parse(wrote(pairs, digits=1), 12, most=9)
+    assert found.expected == pytest.approx(parse(said(text, likely_of(tokens(text))), 12, most=9).expected, abs=1)
+    assert found.expected[0] == pytest.approx(0.2)
+    # A 10 is no number of this scale.
+    assert parse(wrote(PAIRS, digits=1), 12, most=9).expected[1] is None
+
+
 def test_a_space_within_the_token_of_a_number_changes_nothing():
     text = '{"activations": [[0, 7]]}'
     at = text.index(" 7")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline import (
     json_many_simulator,
+    json_schema_simulator,
     json_simulator,
     json_sparse_simulator,
     logprobs_simulator,
@@ -35,6 +36,8 @@ GOOD = {
     "json": json.dumps({"activations": PAIRS}),
     "fenced": f"```json\n{json.dumps({'activations': PAIRS})}\n```",
     "many": json.dumps({"excerpts": {"0": PAIRS, "1": PAIRS[:3]}}),
+    "closed": json.dumps({"excerpts": {"0": [*PAIRS[1:4], [11, "end"]], "1": [[2, "end"]]}}),
+    "schema": json.dumps({"activations": {str(index): value for index, value in PAIRS}}),
     "number": "10\n",
     "chat": json.dumps(
         {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop", "logprobs": {"content": [
@@ -111,6 +114,26 @@ def read_json_sparse(text):
         accounted(found, length, lambda index, value, of=str(place): held(of, index, value))
 
 
+def read_json_closed(text):
+    excerpts = (prompts.read_object(text) or {}).get("excerpts")
+
+    def held(of, index, value):
+        said = [pair for pair in excerpts[of] if pair[0] == index and not isinstance(pair[1], str)]
+        last = max(pair[0] for pair in excerpts[of])
+        return [index, value] in said if said else value == 0 and index <= last
+
+    for place, (found, length) in enumerate(
+        zip(json_sparse_simulator.parse(said(text), [N_TOKENS, 3], closed=True), [N_TOKENS, 3], strict=True)
+    ):
+        accounted(found, length, lambda index, value, of=str(place): held(of, index, value))
+
+
+def read_json_schema(text):
+    value = prompts.read_object(text)
+    found = json_schema_simulator.parse(said(text), N_TOKENS)
+    accounted(found, N_TOKENS, lambda index, number: value["activations"][str(index)] == number)
+
+
 def read_json_logprobs(text):
     likely = likely_of(tokens(text.encode(errors="replace").decode(), digits=len(text) % 2 + 1))
     accounted(
@@ -165,6 +188,8 @@ PARSERS = (
     read_json,
     read_json_many,
     read_json_sparse,
+    read_json_closed,
+    read_json_schema,
     read_json_logprobs,
     read_all_at_once,
     read_one_at_a_time,

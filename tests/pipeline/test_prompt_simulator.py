@@ -1,5 +1,6 @@
 """The simulators that complete a prompt: what stands where, whatever the tokens hold, and what cannot be known."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +124,31 @@ def test_a_model_without_a_token_for_ten_cannot_simulate_all_at_once_but_one_at_
     assert parse_by_token(replies).expected == pytest.approx([9.8, 9.8])
 
 
+def test_on_the_scale_from_0_to_9_no_number_has_to_be_told_from_another():
+    texts = [" a", " b"]
+    table = explained("every token"), hidden(2), {"s": texts}
+    ((_, request),) = requests_at_once(*table, model="m", seed=0, most=9)
+    prompt = request.messages[0][1]
+    assert "\t10\n" not in prompt
+    assert [prompt[place] for place in request.echo] == ["?", "?"]
+    made = likely_of(tokens(prompt, digits=1, values=left_out(prompt)))
+    found = parse_at_once(Reply("", "", None, likely=logprobs.at_places(made, prompt, request.echo)), 2, most=9)
+    # The scripted neighbour 10 of a 9 is a 1 and a 0 here, and the 1 is not the 9's neighbour: nothing is made of it.
+    assert all(value <= 9 for one in found.distributions for value in one.values)
+    asked = [one for _, one in requests_by_token(*table, model="m", seed=0, most=9)]
+    assert [(one.messages[0][1], one.max_tokens) for one in asked] == [(prompt[:place], 1) for place in request.echo]
+    nine = Reply("", "9", None, likely=(Likely("9", (("9", math.log(0.5)), ("1", math.log(0.5)), ("10", -1))),))
+    assert parse_by_token([nine], most=9).expected == pytest.approx([5.0])
+
+
+def test_one_at_a_time_a_1_that_was_only_likely_may_have_been_a_10():
+    nine = Reply("", "9\n", None, likely=(Likely("9", (("9", math.log(0.6)), ("1", math.log(0.4)))), Likely("\n", ())))
+    assert parse_by_token([nine]).expected == [9.0]
+    # That a 10 is one token is seen where it was likely; then a 1 is a 1.
+    ten = Reply("", "10\n", None, likely=(Likely("10", (("10", -0.1),)), Likely("\n", ())))
+    assert parse_by_token([nine, ten]).expected == pytest.approx([5.8, 10.0])
+
+
 def test_a_place_where_no_token_begins_is_not_known_and_the_others_are():
     ten, number = Likely("10", (("10", -0.1),)), Likely("?", (("7", -0.1),))
     found = parse_at_once(Reply("", "", None, likely=(ten, number, Likely("", ()))), 2)
@@ -145,4 +171,4 @@ def test_a_whole_prompt_reads_like_this():
 def test_the_scripted_tokens_cut_the_prompt_as_awkwardly_as_real_ones():
     prompt = asked_at_once("x", AWKWARD).messages[0][1]
     assert b"?\n" in pieces(prompt)
-    assert len(set(PROMPT_HASHES.values())) == 2
+    assert len(set(PROMPT_HASHES.values())) == len(PROMPT_HASHES) == 4

@@ -9,6 +9,7 @@ from writer import small_writer
 from pipeline.errors import LanguageModelError
 from pipeline.ports import Request
 from pipeline.prompt_simulator import parse_at_once, parse_by_token
+from resources import local_language, logprobs
 from resources.language import OpenAICompatible
 
 
@@ -105,6 +106,28 @@ def test_both_ways_of_a_prompt_expect_the_same(ask, folder):
     assert at_once.missing_because == by_token.missing_because
     if at_once.expected is not None:
         assert [one is None for one in at_once.expected] == [one is None for one in by_token.expected]
+
+
+def test_a_ten_that_is_spelled_in_two_tokens_has_the_probability_of_both(ask, tmp_path, monkeypatch):
+    # To a random model each of its tokens is about as likely as the others.
+    monkeypatch.setattr(local_language, "LIKELIEST", 300)
+    monkeypatch.setattr(logprobs, "LEAST_LOGPROB", -20.0)
+    folder = small_writer(tmp_path / "digits", ten=False)
+    prompt = 'Explanation: "x"\nExcerpt:\n0\t"10"\t10\n1\t" a"\t?\n2\t"\\u00e9"\t?'
+    ten, *places = prompt.index("\t10\n") + 1, *(place for place, sign in enumerate(prompt) if sign == "?")
+    ((whole,), _) = ask(completing(folder, prompt, echo=(ten, *places)))
+    one_by_one, _ = ask(*(completing(folder, prompt[:place], max_tokens=2) for place in places))
+    assert whole.likely[0].token == "10"
+    at_once, by_token = parse_at_once(whole, 2), parse_by_token(one_by_one)
+    for place, found, alone in zip(places, at_once.distributions, by_token.distributions, strict=True):
+        tokenizer, exact = truly(folder, prompt[:place] + "1")
+        zero = tokenizer.convert_tokens_to_ids("0")
+        chances = {str(n): exact[-2, tokenizer.convert_tokens_to_ids(str(n))].exp().item() for n in range(10)}
+        chances["10"] = chances["1"] * exact[-1, zero].exp().item()
+        chances["1"] -= chances["10"]
+        true = {float(n): chance / sum(chances.values()) for n, chance in chances.items()}
+        assert dict(zip(found.values, found.probabilities, strict=True)) == pytest.approx(true, rel=1e-3)
+        assert dict(zip(alone.values, alone.probabilities, strict=True)) == pytest.approx(true, rel=1e-3)
 
 
 def test_what_is_no_model_is_said_and_a_prompt_that_is_too_long_too(ask, folder, tmp_path):
