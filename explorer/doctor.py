@@ -32,7 +32,8 @@ from pipeline.errors import LakeError, NeuronLedgerError
 from pipeline.ports import Document
 from pipeline.provenance import TAG
 from pipeline.tables import OF_IMPORTS, TABLES
-from resources.delta import COMMIT_UUID, RECORD, DeltaLake
+from resources.commits import COMMIT_UUID, RECORD
+from resources.delta import DeltaLake
 from resources.integrity import Chain, Log, read_chain, read_logs, unlike_sealed, unsealed
 from resources.settings import Settings
 

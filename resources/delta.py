@@ -8,71 +8,40 @@ A write replaces one slice or adds rows with new keys, and is wholly there or no
 Delta refuses the later one, which then starts again from the newer version. On a local disk a write is forced to the
 medium before it counts as done.
 
-The rules come from measurements on deltalake 1.6 and polars 2.1. Where one surprises, its reason stands beside it.
+What surprises has its reason beside it, from measurements on deltalake 1.6 and polars 2.1. How a table looks to Delta is in
+`resources.table_form`, what single commits say in `resources.commits`.
 """
 
-import json
 import os
 import random
-import re
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 from urllib.parse import unquote
 from uuid import uuid4
 
 import polars as pl
-from deltalake import (
-    ColumnProperties,
-    CommitProperties,
-    DeltaTable,
-    Field,
-    Schema,
-    Transaction,
-    WriterProperties,
-    write_deltalake,
-)
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
-from deltalake.schema import ArrayType, PrimitiveType
 
 from pipeline.errors import LakeError
 from pipeline.ports import Commit, Lake
-from pipeline.tables import TABLES, Table, Type
+from pipeline.tables import TABLES, Table
+from resources import table_form
+from resources.commits import COMMIT_UUID, Commits, Log, described, metadata
+from resources.delta_errors import failure, said
 from resources.known_keys import KnownKeys
 from resources.ledger import Ledger, LocalLedger, StoredLedger
+from resources.slices import LARGEST_INDEX, Slice, index
 
 WHOLE = frozenset({"sequences", "vocabulary"})
 """Tables without layers whose content is one unit, so that a write may replace all of it. The others only grow."""
 
-PROPERTIES: dict[str, str | None] = {
-    # Delta's defaults drop commits, and the provenance in them, after 30 days.
-    "delta.logRetentionDuration": "interval 36500 days",
-    "delta.deletedFileRetentionDuration": "interval 36500 days",
-    "delta.enableExpiredLogCleanup": "false",
-    "delta.checkpointInterval": "100",
-}
-
-OFTEN: dict[str, str | None] = {"delta.checkpointInterval": "10"}
-"""On an object store, where opening a table costs two requests for each commit since the last checkpoint."""
-
 SYNTAX = frozenset("%=*?[]\\^|")
 """Characters that may not stand in the address of a lake: Delta decodes or refuses some, polars expands the others."""
-
-COMMIT_UUID = "neuronledger.commit_uuid"
-RECORD = "neuronledger.record"
-
-FILE_BYTES = 4 * 2**20
-"""Size of a data file: rewriting one neuron rewrites one file, and reading one opens few."""
-ROW_GROUP_BYTES = 2**18
-"""Size of a row group before it is compressed. To read a neuron, one is decoded, and what all of them are is read first:
-larger groups cost in the one, smaller ones in the other."""
-OTHER_ROW_GROUP = 4096
-"""Rows in a row group where rows belong to no neuron."""
 
 OLDER_KEPT = 64
 """Tables that stay open at a version that is not the newest."""
@@ -83,80 +52,8 @@ TRIES = 30
 LONGEST_PAUSE = 2.0
 """Seconds. A writer that lost to another waits a random time up to this before it starts again."""
 
-_DELTA_TYPES: dict[Type, str] = {
-    pl.Int8: "byte",
-    pl.Int32: "integer",
-    pl.Int64: "long",
-    pl.Float32: "float",
-    pl.Float64: "double",
-    pl.String: "string",
-    pl.Binary: "binary",
-    pl.Boolean: "boolean",
-    pl.Datetime("us", "UTC"): "timestamp",
-}
-_LARGEST_INDEX = 2**31 - 1
-
-_Log = frozenset[tuple[str, int, int, int]]
 _Reaches = Mapping[int | None, Sequence[tuple[str, int, int]]]
 """For each layer its files, each with the first and the last neuron that it can hold."""
-
-
-@dataclass(frozen=True)
-class Slice:
-    """Part of a table: everything, one layer, or some neurons of one layer.
-
-    The only place where predicates are built, and from integers only: a text could smuggle in another predicate, and
-    Delta rewrites NaN as 1.0 where a predicate reads floats.
-    """
-
-    layer: int | None = None
-    neurons: tuple[int, ...] | None = None
-
-    @classmethod
-    def of(cls, table: Table, layer: int | None, neurons: Sequence[int] | None) -> "Slice":
-        """The slice of a table.
-
-        Raises:
-            LakeError: the table has no layers or neurons, neurons come without a layer, or an index is none.
-        """
-        if layer is None and neurons is None:
-            return cls()
-        if not table.by_layer:
-            raise LakeError(f"table `{table.name}` has no layers; leave out layer={layer!r} and neurons={neurons!r}")
-        if layer is None:
-            raise LakeError(f"neurons {neurons!r} of table `{table.name}` need a layer; a neuron is (layer, index)")
-        if neurons is None:
-            return cls(_index(layer, "layer"))
-        if "neuron" not in table.columns:
-            raise LakeError(f"table `{table.name}` has no neurons; leave out neurons={neurons!r}")
-        if not len(neurons):
-            raise LakeError(f"no neurons of layer {layer} were named; name at least one, or leave out `neurons`")
-        return cls(_index(layer, "layer"), tuple(sorted({_index(neuron, "neuron") for neuron in neurons})))
-
-    @property
-    def predicate(self) -> str | None:
-        """The slice in Delta's SQL; None for everything."""
-        if self.layer is None:
-            return None
-        if self.neurons is None:
-            return f"layer = {self.layer:d}"
-        if len(self.neurons) == 1:
-            return f"layer = {self.layer:d} AND neuron = {self.neurons[0]:d}"
-        return f"layer = {self.layer:d} AND neuron IN ({', '.join(f'{neuron:d}' for neuron in self.neurons)})"
-
-    @property
-    def expression(self) -> pl.Expr:
-        """The slice for polars, in a form that lets it skip files and row groups."""
-        if self.layer is None:
-            return pl.lit(value=True)
-        inside = pl.col("layer") == self.layer
-        if self.neurons is None:
-            return inside
-        inside &= pl.col("neuron").is_between(self.neurons[0], self.neurons[-1])
-        return inside & pl.col("neuron").is_in(self.neurons) if len(self.neurons) > 1 else inside
-
-    def __str__(self) -> str:
-        return self.predicate or "the whole table"
 
 
 class DeltaLake(Lake):
@@ -186,13 +83,12 @@ class DeltaLake(Lake):
         if self._folder is not None:
             text = _without_syntax(str(self._folder), text)
         self.uri = text.rstrip("/")
-        self._opened: dict[str, tuple[_Log | str, DeltaTable]] = {}
+        self._opened: dict[str, tuple[Log | str, DeltaTable]] = {}
         self._settled: dict[str, tuple[int, int]] = {}
         """The folder of the commits of each table that was opened, by place and time, if it had been at rest."""
         self._older: dict[tuple[str, int, int | None], DeltaTable] = {}
         self._files: dict[str, tuple[DeltaTable, _Reaches | None]] = {}
-        self._whole: dict[str, _Log] = {}
-        """The commits of each table that were looked at."""
+        self._known_commits: dict[str, Commits] = {}
         self._keys: dict[str, KnownKeys] = {}
         self.ledger: Ledger | None = StoredLedger(self.uri) if self._folder is None else LocalLedger(self._folder)
         """Its line seals each commit; None for a lake that is written without one."""
@@ -216,7 +112,7 @@ class DeltaLake(Lake):
         rows = self._directly(spec, found, part)
         if rows is None:
             rows = pl.scan_delta(found)
-            if absent := _absent(spec, found):
+            if absent := table_form.absent(spec, found):
                 rows = rows.with_columns(pl.lit(None, spec.columns[name].type).alias(name) for name in absent)
         return rows.filter(part.expression).select(list(spec.columns))
 
@@ -305,7 +201,7 @@ class DeltaLake(Lake):
             if not sought:
                 break
             try:
-                actions = self._actions(spec, version)
+                actions = self._commits(spec).actions(version)
             except LakeError:
                 break
             commit_uuid = next(
@@ -339,7 +235,7 @@ class DeltaLake(Lake):
         spec = declaration(table)
         found = self._newest(spec)
         # The first versions only say what the table is like.
-        return None if found is None or found.version() < 1 + len(_constraints(spec)) else found.version()
+        return None if found is None or found.version() < 1 + len(table_form.constraints(spec)) else found.version()
 
     def ledger_head(self) -> str | None:
         """The hash that stands for all that was ever written here; None before the first write.
@@ -423,7 +319,7 @@ class DeltaLake(Lake):
         spec = declaration(table)
         found = self._newest(spec)
         newest = -1 if found is None else found.version()
-        return [_entry(version, self._actions(spec, version)) for version in range(newest, -1, -1)]
+        return [described(version, self._commits(spec).actions(version)) for version in range(newest, -1, -1)]
 
     def version_at(self, table: str, moment: datetime) -> int | None:
         """The version of a table that was the newest at a time, by the times in its commits; None if it had none then.
@@ -436,8 +332,8 @@ class DeltaLake(Lake):
         if found is None:
             return None
         versions, until = range(found.version() + 1), round(moment.timestamp() * 1000)
-        version = bisect_right(versions, until, key=lambda version: self._stamp(spec, version)) - 1
-        return None if version < 1 + len(_constraints(spec)) else version
+        version = bisect_right(versions, until, key=lambda version: self._commits(spec).stamp(version)) - 1
+        return None if version < 1 + len(table_form.constraints(spec)) else version
 
     def written_at(self, table: str, version: int) -> datetime:
         """When a version of a table was written.
@@ -445,7 +341,7 @@ class DeltaLake(Lake):
         Raises:
             LakeError: no such table or version, or its commit is damaged.
         """
-        return datetime.fromtimestamp(self._stamp(declaration(table), version) / 1000, UTC)
+        return datetime.fromtimestamp(self._commits(declaration(table)).stamp(version) / 1000, UTC)
 
     def commits_of(self, table: str, layer: int, neuron: int) -> Iterator[dict[str, Any]]:
         """Those entries of `history` whose commits may have changed the rows of a neuron, newest first.
@@ -457,10 +353,10 @@ class DeltaLake(Lake):
         part = Slice.of(spec, layer, [neuron])
         found = self._newest(spec)
         for version in range(-1 if found is None else found.version(), -1, -1):
-            actions = self._actions(spec, version)
+            actions = self._commits(spec).actions(version)
             paths = [action[kind]["path"] for action in actions for kind in ("add", "remove") if kind in action]
             if any(path.startswith(f"layer={part.layer}/") for path in paths):
-                entry = _entry(version, actions)
+                entry = described(version, actions)
                 neurons = entry["record"].get("neurons")
                 if neurons is None or neuron in neurons:
                     yield entry
@@ -477,7 +373,7 @@ class DeltaLake(Lake):
         found = self._newest(spec)
         newest = -1 if found is None else found.version()
         versions = range(newest, after, -1)
-        return next((version for version in versions if self._carries(spec, version, commit_uuid)), None)
+        return next((version for version in versions if self._commits(spec).carries(version, commit_uuid)), None)
 
     # ---- writing
 
@@ -492,7 +388,7 @@ class DeltaLake(Lake):
         commit_uuid: str,
     ) -> Commit | None:
         """Write what `choose` picks for the version at hand, and again for a newer one as long as others come first."""
-        metadata = {COMMIT_UUID: commit_uuid, RECORD: _record_json(record)}
+        carried = metadata(commit_uuid, record)
         fault: BaseException | None = None
         if self.ledger is not None:
             self.ledger.check()
@@ -513,12 +409,12 @@ class DeltaLake(Lake):
                     rows,
                     mode=mode,  # type: ignore[arg-type]  # the overloads know literals only
                     predicate=part.predicate,
-                    target_file_size=FILE_BYTES,
-                    writer_properties=_layout(rows),
-                    commit_properties=CommitProperties(custom_metadata=metadata, app_transactions=same),
+                    target_file_size=table_form.FILE_BYTES,
+                    writer_properties=table_form.layout(rows),
+                    commit_properties=CommitProperties(custom_metadata=carried, app_transactions=same),
                 )
             except BaseException as error:  # noqa: BLE001 - a Rust panic is no Exception
-                fault = _failure(error)
+                fault = failure(error)
             version = self._written(spec, commit_uuid, after=before, likely=None if fault else found.version())
             if version is not None:
                 # A writer that died before it came to this may have left the versions under ours in memory only.
@@ -528,7 +424,7 @@ class DeltaLake(Lake):
                 return Commit(spec.name, version=version, commit_uuid=commit_uuid, rows=len(rows), ledger_head=head)
             if not isinstance(fault, CommitFailedError):
                 raise LakeError(
-                    f"nothing was written to {part} of {self._at(spec)}: {_said(fault) if fault else 'no such commit'}"
+                    f"nothing was written to {part} of {self._at(spec)}: {said(fault) if fault else 'no such commit'}"
                 ) from fault
         raise LakeError(
             f"nothing was written to {part} of {self._at(spec)}: other writers came first {TRIES} times; "
@@ -541,7 +437,7 @@ class DeltaLake(Lake):
         An error can come after the commit, and another writer's commit can be the newest by now: only the commit
         itself can tell.
         """
-        if likely is not None and self._carries(spec, likely, commit_uuid):
+        if likely is not None and self._commits(spec).carries(likely, commit_uuid):
             return likely
         try:
             return self.find_commit(spec.name, commit_uuid, after=after)
@@ -557,8 +453,8 @@ class DeltaLake(Lake):
         for pause in _pauses():
             time.sleep(pause)
             found = self._open(spec)
-            absent = [] if found is None else _absent(spec, found)
-            if found is not None and not absent and not (missing := _missing_constraints(spec, found)):
+            absent = [] if found is None else table_form.absent(spec, found)
+            if found is not None and not absent and not (missing := table_form.missing_constraints(spec, found)):
                 return found
             if fault is not None and not isinstance(fault, CommitFailedError):
                 break
@@ -567,30 +463,32 @@ class DeltaLake(Lake):
                     found = self._create(spec)
                 elif absent:
                     # The rule about numbers is of the columns that there were; without it, it is made anew below.
-                    if "finite" not in _missing_constraints(spec, found):
+                    if "finite" not in table_form.missing_constraints(spec, found):
                         found.alter.drop_constraint("finite")
                         self._make_durable(spec, found.version())
                         self._seal(spec, found.version())
-                    found.alter.add_columns([field for field in _delta_schema(spec).fields if field.name in absent])
+                    found.alter.add_columns(
+                        [field for field in table_form.schema_of(spec).fields if field.name in absent]
+                    )
                 elif missing:
                     found.alter.add_constraint(missing)
             except BaseException as error:  # noqa: BLE001 - a Rust panic is no Exception
                 # Two writers may make one table at once. The slower is refused, looks again and finds it made.
-                fault = _failure(error)
+                fault = failure(error)
             else:
                 self._make_durable(spec, found.version())
                 self._seal(spec, found.version())
-        raise LakeError(f"the table {self._at(spec)} cannot be made: {_said(fault)}") from fault
+        raise LakeError(f"the table {self._at(spec)} cannot be made: {said(fault)}") from fault
 
     def _create(self, spec: Table) -> DeltaTable:
         return DeltaTable.create(
             self._at(spec),
-            schema=_delta_schema(spec),
+            schema=table_form.schema_of(spec),
             mode="ignore",
             partition_by=["layer"] if spec.by_layer else None,
             name=spec.name,
             description=spec.doc,
-            configuration=_properties(spec) | ({} if self._folder else OFTEN),
+            configuration=table_form.properties(spec) | ({} if self._folder else table_form.OFTEN),
         )
 
     def _make_durable(self, spec: Table, version: int) -> None:
@@ -599,7 +497,11 @@ class DeltaLake(Lake):
             return
         folder = self._folder / spec.name
         log = folder / "_delta_log"
-        added = [folder / unquote(action["add"]["path"]) for action in self._actions(spec, version) if "add" in action]
+        added = [
+            folder / unquote(action["add"]["path"])
+            for action in self._commits(spec).actions(version)
+            if "add" in action
+        ]
         # A checkpoint is written with some commits, and a torn one makes the table unreadable.
         files = [*added, *log.glob(f"{version:020}.*"), *log.glob("_last_checkpoint")]
         folders = {log, folder, *(file.parent for file in added)}
@@ -621,6 +523,12 @@ class DeltaLake(Lake):
 
     def _at(self, spec: Table) -> str:
         return f"{self.uri}/{spec.name}"
+
+    def _commits(self, spec: Table) -> Commits:
+        if spec.name not in self._known_commits:
+            folder = None if self._folder is None else self._folder / spec.name
+            self._known_commits[spec.name] = Commits(self._at(spec), folder)
+        return self._known_commits[spec.name]
 
     def _directly(self, spec: Table, found: DeltaTable, part: Slice) -> pl.LazyFrame | None:
         """Some neurons of a table in a folder, from those files alone that can hold them; None if it is not so simple.
@@ -652,7 +560,7 @@ class DeltaLake(Lake):
     def _at_version(self, spec: Table, version: int) -> DeltaTable | None:
         """The table at an older version, which never changes, so the last few are kept."""
         # A lake may have been removed and made again in the same place.
-        at = (spec.name, version, None if self._folder is None else (self._log_folder(spec) or (0, 0))[0])
+        at = (spec.name, version, None if self._folder is None else (self._commits(spec).changed() or (0, 0))[0])
         known = self._older.get(at)
         if known is not None:
             return known
@@ -671,16 +579,16 @@ class DeltaLake(Lake):
         one of his own.
         """
         known = self._opened.get(spec.name)
-        log: _Log | str
+        log: Log | str
         if self._folder is not None:
-            seen, at = time.time_ns(), self._log_folder(spec)
+            seen, at = time.time_ns(), self._commits(spec).changed()
             if known is not None and at is not None and self._settled.get(spec.name) == at:
                 return known[1]
-            log = self._log(spec)
+            log = self._commits(spec).files()
             if at is None and not log:
                 return None
             # Two commits can come within one tick of the clock that folders are stamped by.
-            if at is not None and seen - at[1] > TICK_NS and at == self._log_folder(spec):
+            if at is not None and seen - at[1] > TICK_NS and at == self._commits(spec).changed():
                 self._settled[spec.name] = at
             else:
                 self._settled.pop(spec.name, None)
@@ -691,149 +599,40 @@ class DeltaLake(Lake):
         found = self._open(spec)
         if found is not None:
             # What was written since the log was read makes it another next time.
-            self._opened[spec.name] = log if self._folder else self._commit_text(spec, found.version()) or "", found
+            self._opened[spec.name] = log if self._folder else self._commits(spec).text(found.version()) or "", found
         return found
 
-    def _log_folder(self, spec: Table) -> tuple[int, int] | None:
-        """The folder of a table's commits, by place and the time that a file last came to it or went; None without one."""
-        assert self._folder is not None  # noqa: S101 - for the type checker
-        try:
-            status = os.stat(f"{self._folder}/{spec.name}/_delta_log")  # noqa: PTH116 (asked for every table of a page)
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns
-
-    def _is_newest(self, spec: Table, log: _Log | str, found: DeltaTable) -> bool:
+    def _is_newest(self, spec: Table, log: Log | str, found: DeltaTable) -> bool:
         """Whether the newest commit of a table on an object store is still the one that it was opened at: two reads."""
         version = found.version()
-        return self._commit_text(spec, version) == log and self._commit_text(spec, version + 1) is None
+        return self._commits(spec).text(version) == log and self._commits(spec).text(version + 1) is None
 
     def _open(self, spec: Table, *, version: int | None = None) -> DeltaTable | None:
         """The table at a version, the newest if None; None when there is no table."""
         if version is not None:
-            _index(version, "version")
-        self._log(spec)
+            index(version, "version")
+        self._commits(spec).files()
         try:
             found = (_LocalTable if self._folder else DeltaTable)(self._at(spec), version=version)
         except TableNotFoundError as error:
-            if version is None and not self._has_log(spec):
+            if version is None and not self._commits(spec).exist():
                 return None
             what = "is damaged" if version is None else f"has no version {version}"
-            raise LakeError(f"the table {self._at(spec)} {what}: {_said(error)}") from error
+            raise LakeError(f"the table {self._at(spec)} {what}: {said(error)}") from error
         except BaseException as error:  # noqa: BLE001 - a Rust panic is no Exception
             what = "is damaged or out of reach" if version is None else f"has no version {version}, or is damaged"
-            cause = _failure(error)
-            said = f"{_said(error)}{self._damaged_checkpoint(spec)}"
-            raise LakeError(f"the table {self._at(spec)} {what}: {said}") from cause
+            cause = failure(error)
+            words = f"{said(error)}{self._commits(spec).damaged_checkpoint()}"
+            raise LakeError(f"the table {self._at(spec)} {what}: {words}") from cause
         stored = {field.name: field.type for field in found.schema().fields}
-        declared = {field.name: field.type for field in _delta_schema(spec).fields}
-        if stored != {name: kind for name, kind in declared.items() if name not in _absent(spec, found)}:
+        declared = {field.name: field.type for field in table_form.schema_of(spec).fields}
+        if stored != {name: kind for name, kind in declared.items() if name not in table_form.absent(spec, found)}:
             other = sorted(name for name in stored.keys() | declared.keys() if stored.get(name) != declared.get(name))
             raise LakeError(
                 f"the table {self._at(spec)} differs from what this version of neuronledger declares in {other}; "
                 "use the version that wrote it, or start a new lake"
             )
         return found
-
-    def _has_log(self, spec: Table) -> bool:
-        return self._folder is not None and any((self._folder / spec.name / "_delta_log").glob("*.json"))
-
-    def _log(self, spec: Table) -> _Log:
-        """Every commit file of a table in a local folder, by name, place, size and time.
-
-        A power cut can leave a commit without bytes, or with its first lines only, and Delta then goes on as if its rows
-        had never been. So each commit is looked at once.
-
-        Raises:
-            LakeError: a commit is cut, or there is none between two others.
-        """
-        found = set()
-        if self._folder is None:
-            return frozenset()
-        folder = self._folder / spec.name / "_delta_log"
-        try:
-            with suppress(FileNotFoundError), os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.name.endswith(".json"):
-                        status = entry.stat()
-                        found.add((entry.name, status.st_ino, status.st_size, status.st_mtime_ns))
-        except OSError as error:
-            raise LakeError(f"the table {self._at(spec)} cannot be read: {error}") from error
-        versions = {int(name[:-5]) for name, *_ in found if name[:-5].isdigit()}
-        for version in set(range(min(versions, default=0), max(versions, default=0))) - versions:
-            # One that came while the folder was read may be left out of what was read.
-            if not (folder / f"{version:020}.json").exists():
-                raise LakeError(
-                    f"the commit {folder}/{version:020}.json is gone, and later ones are there; restore it from a copy"
-                )
-        for name, *_ in found - self._whole.get(spec.name, frozenset()):
-            try:
-                reason = _cut((folder / name).read_bytes())
-            except OSError as error:
-                reason = f"cannot be read ({error})"
-            if reason is not None:
-                raise LakeError(
-                    f"the commit {folder}/{name} {reason}, as after a power cut, and its rows would be missing; "
-                    "restore it from a copy, or remove it if it is the newest, and run again"
-                )
-        self._whole[spec.name] = frozenset(found)
-        return self._whole[spec.name]
-
-    def _damaged_checkpoint(self, spec: Table) -> str:
-        """What to do about a checkpoint that cannot be read, in words; nothing if there is none."""
-        if self._folder is None:
-            return ""
-        log = self._folder / spec.name / "_delta_log"
-        if (log / "_last_checkpoint").exists() and not any(log.glob("*.checkpoint*.parquet")):
-            return "; remove `_last_checkpoint` in its `_delta_log`, and nothing is lost, since all commits are kept"
-        for path in sorted(log.glob("*.checkpoint*.parquet")):
-            try:
-                pl.read_parquet(path)
-            except BaseException as error:  # noqa: BLE001 - a Rust panic is no Exception
-                _failure(error)
-                return (
-                    f"; its checkpoint {path.name} cannot be read: remove that and `_last_checkpoint` beside it, and nothing "
-                    "is lost, since all commits are kept"
-                )
-        return ""
-
-    def _actions(self, spec: Table, version: int) -> list[dict[str, Any]]:
-        """The actions of one commit, from its own file."""
-        name = f"{self._at(spec)}/_delta_log/{version:020}.json"
-        text = self._commit_text(spec, version)
-        if text is None:
-            raise LakeError(f"the commit {name} is not there, though later ones may be; restore it from a copy")
-        try:
-            return [json.loads(line) for line in text.split("\n") if line]
-        except ValueError as error:
-            raise LakeError(f"the commit {name} cannot be read: {error}; restore it from a copy") from error
-
-    def _commit_text(self, spec: Table, version: int) -> str | None:
-        """One commit as it stands in its file; None if there is none."""
-        name = f"_delta_log/{version:020}.json"
-        try:
-            if self._folder is not None:
-                return (self._folder / spec.name / name).read_text(encoding="utf-8")
-            lines = pl.read_lines(f"{self._at(spec)}/{name}", glob=False).get_column("line")
-            return "\n".join(lines.to_list())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-            raise LakeError(f"the commit {self._at(spec)}/{name} cannot be read: {_said(error)}") from error
-
-    def _stamp(self, spec: Table, version: int) -> int:
-        """When a commit was written, in milliseconds since 1970."""
-        stamps = [
-            action["commitInfo"].get("timestamp", 0)
-            for action in self._actions(spec, version)
-            if "commitInfo" in action
-        ]
-        return int(stamps[0]) if stamps else 0
-
-    def _carries(self, spec: Table, version: int, commit_uuid: str) -> bool:
-        return any(
-            action.get("commitInfo", {}).get(COMMIT_UUID) == commit_uuid for action in self._actions(spec, version)
-        )
 
 
 class _LocalTable(DeltaTable):
@@ -854,7 +653,7 @@ def _reaches(found: DeltaTable) -> _Reaches | None:
     for path, layer, first, last in files.select("path", "partition.layer", "min.neuron", "max.neuron").iter_rows():
         if "://" in path:
             return None
-        reach = (0, _LARGEST_INDEX) if first is None or last is None else (first, last)
+        reach = (0, LARGEST_INDEX) if first is None or last is None else (first, last)
         reaches.setdefault(layer, []).append((unquote(path), *reach))
     return reaches
 
@@ -887,140 +686,9 @@ def collect(frame: pl.LazyFrame) -> pl.DataFrame:
         return frame.collect()
     except (pl.exceptions.ComputeError, pl.exceptions.PanicException, OSError) as error:
         raise LakeError(
-            f"a data file of the lake cannot be read: {_said(error)}; restore it from a copy; or remove the folder of its table, and "
+            f"a data file of the lake cannot be read: {said(error)}; restore it from a copy; or remove the folder of its table, and "
             "run again: what is missing is made again"
         ) from error
-
-
-def _index(value: int, what: str) -> int:
-    if type(value) is not int or not 0 <= value <= _LARGEST_INDEX:
-        raise LakeError(f"`{what}` (={value!r}) must be an integer from 0 to {_LARGEST_INDEX}")
-    return value
-
-
-def _record_json(record: Mapping[str, Any]) -> str:
-    try:
-        return json.dumps(dict(record), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise LakeError(f"the record of a write must be JSON, but {error}: {record!r}") from error
-
-
-def _cut(commit: bytes) -> str | None:
-    """Why a commit is not as it was written, None if it is: it states how many files it adds and removes."""
-    if not commit:
-        return "has no bytes"
-    try:
-        actions = [json.loads(line) for line in commit.split(b"\n") if line]
-        information: list[dict[str, Any]] = [action["commitInfo"] for action in actions if "commitInfo" in action]
-    except (ValueError, TypeError):
-        return "is damaged"
-    stated = information[0].get("operationMetrics", {}) if information else {}
-    for kind, name in (("add", "num_added_files"), ("remove", "num_removed_files")):
-        here = sum(kind in action for action in actions)
-        if stated.get(name, here) != here:
-            return f"has {here} of {stated[name]} lines that {kind} a file"
-    return None
-
-
-def _entry(version: int, actions: list[dict[str, Any]]) -> dict[str, Any]:
-    info: dict[str, Any] = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
-    return {
-        "version": version,
-        "timestamp": datetime.fromtimestamp(info["timestamp"] / 1000, UTC) if "timestamp" in info else None,
-        "operation": info.get("operation"),
-        "commit_uuid": info.get(COMMIT_UUID),
-        "record": json.loads(info.get(RECORD, "{}")),
-    }
-
-
-def _layout(rows: pl.DataFrame) -> WriterProperties:
-    """How parquet files are laid out. Delta keeps none of this, so it goes with every write."""
-    group = OTHER_ROW_GROUP
-    if "neuron" in rows.columns and len(rows):
-        per_neuron = -(-len(rows) // rows.get_column("neuron").n_unique())
-        per_row = max(1, int(rows.estimated_size()) // len(rows))
-        group = max(per_neuron, ROW_GROUP_BYTES // per_row)
-    default, columns = _encodings(rows.schema)
-    return WriterProperties(
-        compression="ZSTD",
-        compression_level=3,
-        max_row_group_size=group,
-        default_column_properties=default,
-        column_properties=columns,
-    )
-
-
-def _encodings(schema: pl.Schema) -> tuple[ColumnProperties | None, dict[str, ColumnProperties] | None]:
-    """Numbers byte by byte (all first bytes, then all second ones), which leaves a third less of lists of activations.
-
-    Delta finds a column that is a list by no name, so it is the default or nothing; and texts know no such encoding.
-    """
-    leaves = {name: _leaf(kind) for name, kind in schema.items()}
-    texts = [name for name, leaf in leaves.items() if leaf in (pl.String, pl.Binary, pl.Boolean)]
-    if not any(isinstance(kind, pl.List) for kind in schema.values()):
-        return None, None
-    if any(isinstance(schema[name], pl.List) for name in texts):
-        return None, None
-    split = ColumnProperties(dictionary_enabled=False, encoding="BYTE_STREAM_SPLIT")
-    return split, {name: ColumnProperties(dictionary_enabled=False, encoding="PLAIN") for name in texts}
-
-
-def _leaf(kind: Type) -> Type:
-    return _leaf(cast(Type, kind.inner)) if isinstance(kind, pl.List) else kind
-
-
-def _properties(spec: Table) -> dict[str, str | None]:
-    """What a table is made with. Statistics are for finding rows: of all columns, they would copy texts into the log."""
-    sought = [name for name in dict.fromkeys(("neuron", *spec.key)) if name in spec.columns and name != "layer"]
-    return PROPERTIES | ({"delta.dataSkippingStatsColumns": ",".join(sought)} if sought else {})
-
-
-def _delta_schema(spec: Table) -> Schema:
-    return Schema(
-        [Field(name, _delta_type(column.type), nullable=column.nullable) for name, column in spec.columns.items()]
-    )
-
-
-def _delta_type(kind: Type) -> PrimitiveType | ArrayType:
-    if isinstance(kind, pl.List):
-        return ArrayType(_delta_type(cast(Type, kind.inner)), contains_null=True)
-    return PrimitiveType(_DELTA_TYPES[kind])
-
-
-def rules(spec: Table, *, columns: Collection[str] | None = None, stored: bool = False) -> dict[str, str | None]:
-    """Properties and constraints that a table must have, `stored` in an object store or not.
-
-    One with these columns only is of an older version.
-    """
-    had = {
-        name: column for name, column in spec.columns.items() if not column.added or name in (columns or spec.columns)
-    }
-    declared = replace(spec, columns=had)
-    properties = PROPERTIES | (OFTEN if stored else {})
-    return properties | {f"delta.constraints.{name}": rule for name, rule in _constraints(declared).items()}
-
-
-def _absent(spec: Table, found: DeltaTable) -> list[str]:
-    """Columns that were declared after this table was made; its rows have nothing there."""
-    later = [name for name, column in spec.columns.items() if column.added]
-    return sorted(set(later) - {field.name for field in found.schema().fields}) if later else []
-
-
-def _constraints(spec: Table) -> dict[str, str]:
-    """What Delta holds all writers to: numbers are finite. One constraint for all columns, since each is a commit."""
-    # Infinity less itself is NaN, and NaN equals nothing.
-    rules = [
-        f"({name} IS NULL OR {name} - {name} = 0)" if column.nullable else f"{name} - {name} = 0"
-        for name, column in spec.columns.items()
-        if column.type in (pl.Float32, pl.Float64)
-    ]
-    return {"finite": " AND ".join(rules)} if rules else {}
-
-
-def _missing_constraints(spec: Table, found: DeltaTable) -> dict[str, str]:
-    """Those that a writer, killed while it made the table, did not come to."""
-    present = found.metadata().configuration
-    return {name: rule for name, rule in _constraints(spec).items() if f"delta.constraints.{name}" not in present}
 
 
 def _pauses() -> Iterator[float]:
@@ -1028,19 +696,6 @@ def _pauses() -> Iterator[float]:
     yield 0.0
     for attempt in range(1, TRIES):
         yield random.uniform(0, min(LONGEST_PAUSE, 0.02 * 2**attempt))  # noqa: S311 - jitter, not a secret
-
-
-def _failure(error: BaseException) -> BaseException:
-    """The error, if it is a failure; a wish to stop goes on its way. A panic of Rust code is no `Exception`."""
-    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-        raise error
-    return error
-
-
-def _said(error: BaseException | None) -> str:
-    """What an error says, on one line: Delta draws the causes below one another, in colours."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    return re.sub(r"\s*[\n\r]\s*(?:↳\s*)?|\s*↳\s*", ": ", plain.strip())
 
 
 def _fsync(path: Path) -> None:

@@ -20,9 +20,10 @@ from pipeline.audit import Check
 from pipeline.errors import LakeError
 from pipeline.tables import TABLES
 from resources import signature
-from resources.delta import DeltaLake, declaration, rules
+from resources.delta import DeltaLake, declaration
 from resources.lake_files import TAG, Files
 from resources.ledger import AT_ONCE, LOG, NOTHING, Line, commit_stem
+from resources.table_form import rules
 
 PATIENCE = 2.0
 """Seconds that a writer has to seal a commit that was just seen."""

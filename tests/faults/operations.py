@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.errors import LakeError
 from pipeline.tables import TABLES
-from resources import delta
+from resources import table_form
 from resources.delta import DeltaLake
 
 Rows = list[tuple[Any, ...]]
@@ -88,7 +88,7 @@ def _nothing(_: DeltaLake) -> None:
 def _many(lake: DeltaLake) -> None:
     """A table that writes a checkpoint with every second commit, the next one among them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(delta.PROPERTIES, "delta.checkpointInterval", "2")
+        patch.setitem(table_form.PROPERTIES, "delta.checkpointInterval", "2")
         _old(lake)
     if (lake.version("neuron_statistics") or 0) % 2:
         lake.replace("neuron_statistics", neurons(1, [0], "other"), layer=1, record={})

@@ -12,7 +12,7 @@ import pytest
 from operations import neurons, stored
 
 from pipeline.errors import LakeError
-from resources import delta, ledger
+from resources import ledger, table_form
 from resources.delta import DeltaLake
 from resources.lake_files import LocalFiles
 
@@ -45,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lake with layers 0 to 4 in versions 2 to 6, and a checkpoint at version 5."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(delta.PROPERTIES, "delta.checkpointInterval", "6")
+        patch.setitem(table_form.PROPERTIES, "delta.checkpointInterval", "6")
         for layer in range(5):
             DeltaLake(folder).replace(TABLE, neurons(layer, [0], "x"), layer=layer, record={})
     assert (folder / TABLE / "_delta_log" / f"{5:020}.checkpoint.parquet").exists()

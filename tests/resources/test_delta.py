@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from pipeline.errors import LakeError
 from pipeline.tables import TABLES, Table
-from resources import delta
-from resources.delta import DeltaLake, Slice, collect
+from resources import delta, table_form
+from resources.delta import DeltaLake, collect
 from resources.integrity import integrity
+from resources.slices import Slice
 
 FEW = settings(max_examples=12, deadline=None)
 
@@ -133,7 +134,7 @@ def test_every_table_keeps_its_log_and_files_for_ever(lake: DeltaLake, name: str
     )
     found = DeltaTable(f"{lake.uri}/{name}")
     configuration = found.metadata().configuration
-    assert configuration.items() >= delta.PROPERTIES.items()
+    assert configuration.items() >= table_form.PROPERTIES.items()
     assert found.metadata().partition_columns == (["layer"] if table.by_layer else [])
     assert {field.name: field.nullable for field in found.schema().fields} == {
         column: declared.nullable for column, declared in table.columns.items()
@@ -180,8 +181,8 @@ def test_rows_of_some_neurons_are_found_and_no_others(lake: DeltaLake) -> None:
 
 
 def test_a_neuron_is_found_in_whichever_file_it_lies(lake: DeltaLake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delta, "FILE_BYTES", 20_000)
-    monkeypatch.setattr(delta, "ROW_GROUP_BYTES", 20_000)
+    monkeypatch.setattr(table_form, "FILE_BYTES", 20_000)
+    monkeypatch.setattr(table_form, "ROW_GROUP_BYTES", 20_000)
     one = rows_of(TABLES["activations"], 2, layer=0)
     neurons = pl.DataFrame({"neuron": range(9_000)}, schema={"neuron": pl.Int32})
     rows = one.drop("neuron").join(neurons, how="cross").with_columns(peak=pl.col("neuron").cast(pl.Float32).sin())

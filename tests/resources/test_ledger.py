@@ -15,8 +15,8 @@ import pytest
 
 from pipeline.errors import LakeError
 from pipeline.tables import TABLES
-from resources import delta, ledger
 from resources import integrity as integrity_of
+from resources import ledger, table_form
 from resources.delta import DeltaLake
 from resources.integrity import integrity, read_chain
 
@@ -157,7 +157,7 @@ def test_an_anchor_from_before_later_writes_holds_and_they_are_told(lake):
 
 
 def test_a_checkpoint_that_names_other_files_than_the_commits_is_found(tmp_path, monkeypatch):
-    monkeypatch.setitem(delta.PROPERTIES, "delta.checkpointInterval", "2")
+    monkeypatch.setitem(table_form.PROPERTIES, "delta.checkpointInterval", "2")
     monkeypatch.setattr(integrity_of, "PATIENCE", 0.0)
     lake = lake_with(tmp_path / "lake", 0, 1, 2)
     checkpoint = next((tmp_path / "lake" / TABLE / "_delta_log").glob("*.checkpoint.parquet"))
