@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from benchmarks import subjects
 from benchmarks.environments import Peer, peers
 from benchmarks.figures import Figure, as_json, as_text
-from benchmarks.passes import Capturing, SideBySide, batches, side_by_side, warm_up
+from benchmarks.passes import PIECE, Capturing, SideBySide, batches, side_by_side, warm_up
 from pipeline.activations import activations
 from pipeline.activations import statistics as neuron_statistics
 from pipeline.associations import associations
@@ -100,7 +101,7 @@ def measured(asked: argparse.Namespace) -> Iterator[Figure]:
         if "memory" in asked.parts:
             yield from memory(asked.shape, model, 2 * least, 4 * least)
         if "state" in asked.parts:
-            yield state(asked.shape, STATE_WINDOWS)
+            yield from (state(asked.shape, STATE_WINDOWS, signed=signed) for signed in (False, True))
         if asked.peers:
             yield from beside(peers(asked.peers_home), asked.shape, model, least, repetitions=asked.repetitions)
 
@@ -327,27 +328,52 @@ def memory(shape: str, model: Path, small: int, large: int) -> Iterator[Figure]:
     )
 
 
-def state(shape: str, size: int) -> Figure:
-    """What the reductions of all layers hold once every slot is filled."""
+def state(shape: str, size: int, *, signed: bool) -> Figure:
+    """What the reductions of all layers hold once all windows were read.
+
+    Of a layer of full width what it holds before the first window; of POOLED neurons what grows while windows come:
+    their activations are noise of another strength in each window, for what is kept depends on ranks alone.
+    """
+    import torch
+
+    from pipeline.record_pool import POOLED
     from pipeline.reduction import LayerReduction
 
     n_layers, n_neurons = subjects.neurons(shape)
     planned = plan(subjects.windows(shape, size))
-    probe = np.ones(n_neurons, np.float32)
+    draw = np.random.default_rng(0)
+    noise = draw.normal(size=(PIECE, subjects.LENGTH, POOLED)).astype(np.float32)
+    every = list(batches(planned, "cpu"))
+
+    def received(reduction: LayerReduction, windows: NDArray[np.int64]) -> None:
+        strength = draw.random((len(windows), 1, POOLED), dtype=np.float32)
+        reduction.receive(windows, torch.from_numpy(noise[: len(windows)] * strength))
+
+    def of(layer: int, n: int = n_neurons) -> LayerReduction:
+        return LayerReduction(planned, layer=layer, signed=signed, seed=0, probe=np.ones(n, np.float32))
+
     tracemalloc.start()
-    # numpy tells it of its arrays, whether or not they were written to. The second does not count what a plan keeps.
-    made = [LayerReduction(planned, layer=layer, signed=False, seed=0, probe=probe) for layer in range(2)]
+    # The first one compiles what it needs, and makes what a plan keeps for all layers.
+    received(of(0, POOLED), every[0])
+    # numpy tells of its arrays, whether or not they were written to.
     before = tracemalloc.get_traced_memory()[0]
-    made.append(LayerReduction(planned, layer=2, signed=False, seed=0, probe=probe))
+    held_by = of(0)
     held = tracemalloc.get_traced_memory()[0] - before
+    del held_by
+    few = of(0, POOLED)
+    before = tracemalloc.get_traced_memory()[0]
+    for windows in every:
+        received(few, windows)
+    grown = (tracemalloc.get_traced_memory()[0] - before) * n_neurons // POOLED
     tracemalloc.stop()
     return Figure(
-        f"state_{shape}_{planned.n_windows}",
-        held * n_layers / 2**30,
+        f"state_{shape}_{planned.n_windows}{'_both' if signed else ''}",
+        (held + grown) * n_layers / 2**30,
         "GiB",
         STATE_GOAL if shape == "gpt2-xl" else None,
         higher_is_better=False,
-        detail=f"{held / n_neurons:,.0f} bytes for each of {n_layers} x {n_neurons:,} neurons, in one polarity",
+        detail=f"{(held + grown) / n_neurons:,.0f} bytes for each of {n_layers} x {n_neurons:,} neurons, in "
+        f"{'both polarities' if signed else 'one polarity'}; {grown / n_neurons:,.0f} of them came with the windows",
     )
 
 

@@ -41,6 +41,9 @@ HISTOGRAM_STEPS = 48
 _BINNED = 256
 """Neurons whose bins fit a second-level cache, those in use a first-level one."""
 
+NO_RECORD = np.uint16(2**16 - 1)
+"""In place of a record's number: a slot behind which nothing was stored yet."""
+
 _KEPT = 128
 """Neurons whose slots are looked at together, so that what is known of them stays in the cache."""
 
@@ -384,6 +387,34 @@ def offer(
 
 
 @_compiled
+def release(fresh: Array, records: Array, uses: Array, free: Array, n_free: int) -> tuple[int, int]:
+    """Let go of the records of slots that hold another window now; gives how many are free, and how many are needed.
+
+    `fresh` (neuron, slot) int8 has each such slot's place in the batch, else -1; `records` (neuron, slot) uint16 the
+    record behind each slot, else NO_RECORD. `uses` (record,) uint8 is how many slots have it, and the first `n_free` of
+    `free` (record,) uint16 are those without any. One record is needed for each neuron and window.
+    """
+    needed = 0
+    for j in range(fresh.shape[0]):
+        places = np.uint64(0)  # _BATCH of `pipeline.reduction` fits
+        for slot in range(fresh.shape[1]):
+            if fresh[j, slot] < 0:
+                continue
+            places |= np.uint64(1) << np.uint64(fresh[j, slot])
+            record = records[j, slot]
+            if record != NO_RECORD:
+                records[j, slot] = NO_RECORD
+                uses[record] -= np.uint8(1)
+                if uses[record] == 0:
+                    free[n_free] = record
+                    n_free += 1
+        while places != np.uint64(0):
+            places &= places - np.uint64(1)
+            needed += 1
+    return n_free, needed
+
+
+@_compiled
 def _by_window(fresh: Array, first: int, last: int, ends: Array, neurons: Array, slots: Array) -> None:
     """List the fresh slots by window, then by neuron, and mark them: window w has those before `ends[w]`."""
     ends[:] = 0
@@ -403,19 +434,32 @@ def _by_window(fresh: Array, first: int, last: int, ends: Array, neurons: Array,
 
 
 @_compiled
-def store(x: Array, lengths: Array, start: int, stop: int, fresh: Array, steps: Array, exponents: Array) -> None:
+def store(
+    x: Array,
+    lengths: Array,
+    start: int,
+    stop: int,
+    fresh: Array,
+    records: Array,
+    steps: Array,
+    exponents: Array,
+    uses: Array,
+    free: Array,
+    n_free: int,
+) -> None:
     """Store the activations of those windows of a batch that are in a slot, and mark the slots as stored.
 
-    `fresh` (neuron, slot) int8 has each slot's place in the batch, or -1; fills `steps` (neuron, slot, token) int16 and
-    `exponents` (neuron, slot) int16.
+    `x` (window, token, neuron); `fresh` and `records` (neuron, slot), of the neurons from `start` to `stop` alone, are
+    those of `release`, as are `uses` and `free`, whose last are taken, one for each neuron and window. Fills `steps` (record,
+    token) int16 and `exponents` (record,) int16.
     """
     n_slots = fresh.shape[1]
     ends = np.empty(x.shape[0] + 1, np.int64)
     neurons, slots = np.empty(_KEPT * n_slots, np.int32), np.empty(_KEPT * n_slots, np.int32)
     buffer, rounded = np.empty((_KEPT, x.shape[1]), np.float32), np.empty(x.shape[1], np.int16)
-    distinct = np.empty(_KEPT, np.int32)
-    for first in range(start, stop, _KEPT):
-        last = min(first + _KEPT, stop)
+    distinct, columns = np.empty(_KEPT, np.int32), np.empty(_KEPT, np.int32)
+    for first in range(0, stop - start, _KEPT):
+        last = min(first + _KEPT, stop - start)
         _by_window(fresh, first, last, ends, neurons, slots)
         place = 0
         for w in range(x.shape[0]):
@@ -423,15 +467,21 @@ def store(x: Array, lengths: Array, start: int, stop: int, fresh: Array, steps: 
             for pair in range(place, ends[w]):
                 if count == 0 or distinct[count - 1] != neurons[pair]:
                     distinct[count] = neurons[pair]
+                    columns[count] = neurons[pair] + start
                     count += 1
-            _gather(x, w, length, distinct, count, buffer)
+            _gather(x, w, length, columns, count, buffer)
             for number in range(count):
                 j = distinct[number]
-                exponent = _to_steps(buffer[number, :length], rounded)
+                n_free -= 1
+                record = free[n_free]
+                exponents[record] = _to_steps(buffer[number, :length], rounded)
+                _copy(rounded, length, steps[record])
+                used = 0
                 while place < ends[w] and neurons[place] == j:
-                    exponents[j, slots[place]] = exponent
-                    _copy(rounded, length, steps[j, slots[place]])
+                    records[j, slots[place]] = record
+                    used += 1
                     place += 1
+                uses[record] = used
 
 
 @_compiled

@@ -29,6 +29,7 @@ from pipeline.capture import (
     neuron_numbers,
 )
 from pipeline.errors import CaptureError, SubjectError
+from pipeline.record_pool import RecordPool
 from pipeline.tables import SPLITS
 
 if TYPE_CHECKING:
@@ -212,8 +213,7 @@ class LayerReduction:
         self._histogram[:] = start.histogram
         for polarity, maxima in self._maxima.items():
             maxima[np.searchsorted(self.plan.ids, start.maxima_ids)] = start.maxima[polarity]
-            for name, slots in start.strongest[polarity].items():
-                self._strongest[polarity].fill(name, slots, self.plan)
+            self._strongest[polarity].fill(start.strongest[polarity], self.plan)
         for split, slots in start.random.items():
             self._random.fill(split, slots, self.plan)
         self._tokens.fill(start)
@@ -265,81 +265,76 @@ class _Piece:
         kernels.window_sums(self.x, self.lengths, start, stop, self.low, self.high, self.sums, self.positive)
 
 
-class _Kept:
-    """Slots for windows of each neuron, with their activations, in groups of some slots each."""
-
-    def __init__(self, groups: Mapping[str, int], n_neurons: int, length: int) -> None:
-        self.names = list(groups)
-        self.starts = np.cumsum([0, *groups.values()])
-        slots = int(self.starts[-1])
-        self.windows = np.full((n_neurons, slots), -1, dtype=np.int32)
-        self.peaks = np.full((n_neurons, slots), -np.inf, dtype=np.float32)
-        self.steps = np.zeros((n_neurons, slots, length), dtype=np.int16)
-        self.exponents = np.zeros((n_neurons, slots), dtype=np.int16)
-
-    def slots(self, name: str, plan: Plan) -> Slots:
-        """What is in the slots of one group."""
-        place = self.names.index(name)
-        part = np.s_[:, self.starts[place] : self.starts[place + 1]]
-        return Slots(
-            ids=np.append(plan.ids, EMPTY)[self.windows[part]],
-            peaks=self.peaks[part],
-            steps=self.steps[part],
-            exponents=self.exponents[part],
-        )
-
-
-class _Strongest(_Kept):
-    """The strongest windows of each group."""
+class _Strongest:
+    """The strongest windows of each group, in some slots of each neuron, group after group."""
 
     def __init__(self, groups: Mapping[str, int], n_neurons: int, length: int, *, sign: int) -> None:
-        super().__init__(groups, n_neurons, length)
+        self.names = list(groups)
+        self._starts = np.cumsum([0, *groups.values()])
         self._sign = sign
-        self._weakest = np.repeat(self.starts[:-1, None], n_neurons, axis=1).astype(np.int32)
+        slots = int(self._starts[-1])
+        self._windows = np.full((n_neurons, slots), -1, dtype=np.int32)
+        self._peaks = np.full((n_neurons, slots), -np.inf, dtype=np.float32)
+        self._weakest = np.repeat(self._starts[:-1, None], n_neurons, axis=1).astype(np.int32)
         self._bars = np.full((len(groups), n_neurons), -np.inf, dtype=np.float32)
-        self._fresh = np.full(self.windows.shape, -1, dtype=np.int8)
+        self._fresh = np.full((n_neurons, slots), -1, dtype=np.int8)
+        self._records = RecordPool(n_neurons, slots, length)
 
     def offer(self, piece: _Piece, groups: NDArray[np.bool_], start: int, stop: int) -> None:
         """Offer the windows of a piece to the groups (window, group) that they belong to."""
         kernels.offer(
-            piece.rows, piece.windows, groups, self.starts, start, stop, piece.low, piece.high, self._sign,
-            self.windows, self.peaks, self._fresh, self._weakest, self._bars,
+            piece.rows, piece.windows, groups, self._starts, start, stop, piece.low, piece.high, self._sign,
+            self._windows, self._peaks, self._fresh, self._weakest, self._bars,
         )  # fmt: skip
 
     def store(self, x: NDArray[np.float32], lengths: NDArray[np.int64], start: int, stop: int) -> None:
         """Store the activations of the windows of a batch (window, token, neuron) that are in a slot."""
-        kernels.store(x, lengths, start, stop, self._fresh, self.steps, self.exponents)
+        self._records.store(x, lengths, start, stop, self._fresh)
 
     def in_order(self, name: str, plan: Plan) -> Slots:
         """The filled slots of a group, which are as many for each neuron, strongest first."""
-        slots = self.slots(name, plan)
-        filled = int((slots.ids[:1] != EMPTY).sum())
-        order = np.empty((len(slots.ids), filled), dtype=np.intp)
-        kernels.order_slots(slots.peaks[:, :filled], slots.ids[:, :filled], order)
-        return slots.ordered(order)
-
-    def fill(self, name: str, slots: Slots, plan: Plan) -> None:
-        """Put back what `in_order` gave."""
-        place = self.names.index(name)
-        first, last = self.starts[place], self.starts[place + 1]
-        filled, length = slots.steps.shape[1:]
+        first, last = self._slots_of(name)
+        filled = int((self._windows[:1, first:last] >= 0).sum())
         part = np.s_[:, first : first + filled]
-        self.windows[part] = np.searchsorted(plan.ids, slots.ids)
-        self.peaks[part], self.exponents[part] = slots.peaks, slots.exponents
-        self.steps[:, first : first + filled, :length] = slots.steps
-        self._weakest[place] = min(first + filled, last - 1)
-        self._bars[place] = self.peaks[:, last - 1]
+        ids, peaks = plan.ids[self._windows[part]], self._peaks[part]
+        order = np.empty(ids.shape, dtype=np.intp)
+        kernels.order_slots(peaks, ids, order)
+        steps, exponents = self._records.behind(first + order)
+        return Slots(np.take_along_axis(ids, order, axis=1), np.take_along_axis(peaks, order, axis=1), steps, exponents)
+
+    def fill(self, groups: Mapping[str, Slots], plan: Plan) -> None:
+        """Put back what `in_order` gave of each group, where nothing was offered yet."""
+        shape = self._windows.shape
+        longest = max(slots.steps.shape[2] for slots in groups.values())
+        steps, exponents = np.zeros((*shape, longest), np.int16), np.zeros(shape, np.int16)
+        for place, (name, slots) in enumerate(groups.items()):
+            first, last = self._slots_of(name)
+            part = np.s_[:, first : first + slots.ids.shape[1]]
+            self._windows[part], self._peaks[part] = np.searchsorted(plan.ids, slots.ids), slots.peaks
+            steps[part][:, :, : slots.steps.shape[2]], exponents[part] = slots.steps, slots.exponents
+            self._weakest[place] = min(first + slots.ids.shape[1], last - 1)
+            self._bars[place] = self._peaks[:, last - 1]
+        self._records.put(self._windows, steps, exponents)
+
+    def _slots_of(self, name: str) -> tuple[int, int]:
+        place = self.names.index(name)
+        return int(self._starts[place]), int(self._starts[place + 1])
 
 
-class _Random(_Kept):
-    """The windows of each split that each neuron drew before the run."""
+class _Random:
+    """The windows of each split that each neuron drew before the run, PER_SPLIT slots for each split."""
 
     def __init__(self, plan: Plan, *, layer: int, n_neurons: int, length: int, seed: int) -> None:
-        super().__init__(dict.fromkeys(SPLITS, PER_SPLIT), n_neurons, length)
-        self._chosen = random_windows(plan, layer=layer, n_neurons=n_neurons, seed=seed)
+        # In as few bits as they need: there are as many of them as records.
+        self._chosen = random_windows(plan, layer=layer, n_neurons=n_neurons, seed=seed).astype(np.int32)
+        shape = self._chosen.shape
+        self._windows = np.full(shape, -1, dtype=np.int32)
+        self._peaks = np.full(shape, -np.inf, dtype=np.float32)
+        self._steps = np.zeros((*shape, length), dtype=np.int16)
+        self._exponents = np.zeros(shape, dtype=np.int16)
         neuron, slot = np.nonzero(self._chosen >= 0)
         order = np.argsort(self._chosen[neuron, slot], kind="stable")
-        self._neuron, self._slot = neuron[order].astype(np.int32), slot[order].astype(np.int32)
+        self._neuron, self._slot = neuron[order].astype(np.int32), slot[order].astype(np.int8)
         self._pairs = np.searchsorted(self._chosen[neuron, slot][order], np.arange(plan.n_windows + 1))
 
     def keep(self, piece: _Piece, start: int, stop: int) -> None:
@@ -349,25 +344,36 @@ class _Random(_Kept):
         at = np.repeat(self._pairs[piece.windows] - pairs[:-1], sizes) + np.arange(pairs[-1])
         kernels.keep_drawn(
             piece.x, piece.lengths, piece.windows, pairs, self._neuron[at], self._slot[at], start, stop,
-            piece.high, self.windows, self.peaks, self.steps, self.exponents,
+            piece.high, self._windows, self._peaks, self._steps, self._exponents,
         )  # fmt: skip
 
     def in_order(self, split: str, plan: Plan) -> Slots:
         """The windows of a split that were read so far, in the order of the draw."""
-        slots = self.slots(split, plan)
+        part = np.s_[:, self._slots_of(split)]
+        slots = Slots(
+            ids=np.append(plan.ids, EMPTY)[self._windows[part]],
+            peaks=self._peaks[part],
+            steps=self._steps[part],
+            exponents=self._exponents[part],
+        )
         order = np.argsort(slots.ids == EMPTY, axis=1, kind="stable")
         return slots.ordered(order[:, : int((slots.ids != EMPTY).sum(axis=1).max(initial=0))])
 
     def fill(self, split: str, slots: Slots, plan: Plan) -> None:
         """Put windows into the slots that they were drawn for."""
         windows = np.where(slots.ids == EMPTY, -2, np.searchsorted(plan.ids, slots.ids))
-        first = int(self.starts[self.names.index(split)])
-        for slot in range(first, first + PER_SPLIT):
+        own = self._slots_of(split)
+        for slot in range(own.start, own.stop):
             neuron, column = np.nonzero(windows == self._chosen[:, slot : slot + 1])
-            self.windows[neuron, slot] = windows[neuron, column]
-            self.peaks[neuron, slot] = slots.peaks[neuron, column]
-            self.exponents[neuron, slot] = slots.exponents[neuron, column]
-            self.steps[neuron, slot, : slots.steps.shape[2]] = slots.steps[neuron, column]
+            self._windows[neuron, slot] = windows[neuron, column]
+            self._peaks[neuron, slot] = slots.peaks[neuron, column]
+            self._exponents[neuron, slot] = slots.exponents[neuron, column]
+            self._steps[neuron, slot, : slots.steps.shape[2]] = slots.steps[neuron, column]
+
+    @staticmethod
+    def _slots_of(split: str) -> slice:
+        first = PER_SPLIT * SPLITS.index(split)
+        return slice(first, first + PER_SPLIT)
 
 
 def check_start(
