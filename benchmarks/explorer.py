@@ -4,16 +4,19 @@
 
 The lake is made up, once: each neuron of all layers has statistics, an explanation and its scores; the neurons of
 `--whole` layers have also 60 records, exemplars, simulations and tokens, as a page of a neuron reads them. What a page
-reads lies in one layer, so more such layers would not make it slower. The server is a process of its own, asked over
-HTTP; on two cores the times are those of both.
+reads lies in one layer, so more such layers would not make it slower. Texts are English, from the standard library's
+docstrings, cut at words: how far a page can be compressed depends on its language. The server is a process of its own,
+asked over HTTP; on two cores the times are those of both.
 """
 
 import argparse
 import http.client
 import os
 import random
+import re
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -29,13 +32,15 @@ from explorer.kept import Kept
 from explorer.meaning import Meaning
 from explorer.server import Explorer, serve
 from explorer.staleness import Staleness
-from pipeline.ports import Usage, Vector
+from pipeline.ports import Document, Usage, Vector
 from pipeline.scale import scale
 from pipeline.scores import SCORERS, SETS
 from pipeline.tables import TABLES
+from resources.corpus import DemoCorpus
 from resources.delta import DeltaLake
 
 LENGTH, WINDOWS, VOCABULARY = 64, 4096, 30_000
+TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")
 WIDTH = 384
 """Of an embedding, as all-MiniLM-L6-v2 has it."""
 RECORDS = {"top": 20, "random": 10, "q0": 6, "q1": 6, "q2": 6, "q3": 6, "q4": 6}
@@ -90,13 +95,13 @@ def made_up(folder: Path, *, layers: int, neurons: int, whole: int) -> None:
     """Write the lake."""
     lake, generator = DeltaLake(folder), np.random.default_rng(0)
     words = [_word(generator) for _ in range(VOCABULARY)]
-    ids = generator.integers(0, VOCABULARY, (WINDOWS, LENGTH)).astype(np.int32)
+    tokens, ids = _prose()
     names = [f"{place:016x}" for place in range(WINDOWS)]
     sequences = pl.DataFrame({
         "sequence_id": names, "document_id": [f"made-up.jsonl:{place}" for place in range(WINDOWS)],
         "document_hash": names, "split": ["explain"] * WINDOWS, "offset": [0] * WINDOWS, "token_ids": ids.tolist(),
-        "token_bytes": [[words[token] for token in row] for row in ids],
-        "text": [b"".join(words[token] for token in row).decode() for row in ids],
+        "token_bytes": [[tokens[token] for token in row] for row in ids],
+        "text": [b"".join(tokens[token] for token in row).decode() for row in ids],
     }, schema_overrides={"offset": pl.Int32, "token_ids": pl.List(pl.Int32)})  # fmt: skip
     lake.replace("sequences", _stamped("sequences", sequences), record={})
     for layer in range(layers):
@@ -106,6 +111,17 @@ def made_up(folder: Path, *, layers: int, neurons: int, whole: int) -> None:
             for table, rows in _texts(layer, neurons, generator, names, ids).items():
                 lake.replace(table, _stamped(table, rows), layer=layer, record={})
         print(f"layer {layer} made", file=sys.stderr)
+
+
+def _prose() -> tuple[list[bytes], Any]:
+    """The tokens that texts are made of, and their ids in each window."""
+    stdlib = DemoCorpus({"stdlib": Path(sysconfig.get_paths()["stdlib"])})
+    known: dict[bytes, int] = {}
+    ids: list[int] = []
+    for document in stdlib.documents():
+        assert isinstance(document, Document)
+        ids += [known.setdefault(token.encode(), len(known)) for token in TOKEN.findall(document.text)]
+    return list(known), np.resize(np.asarray(ids, dtype=np.int32), (WINDOWS, LENGTH))
 
 
 def _word(generator: np.random.Generator) -> bytes:
@@ -206,7 +222,7 @@ def _texts(
         "rank": exemplars.get_column("rank").gather(scored), "scale": ["scaled"] * len(own), "expected": _lists(guess),
         "true": _lists(values[shown][scored]), "coverage": [1.0] * len(own), "request_ids": [[]] * len(own),
     }, schema_overrides={"request_ids": pl.List(pl.String)})  # fmt: skip
-    tokens = np.sort(generator.integers(0, VOCABULARY, (neurons, 400)), axis=1)
+    tokens = np.sort(generator.integers(0, int(ids.max()) + 1, (neurons, 400)), axis=1)
     associations = pl.DataFrame({
         "layer": [layer] * neurons, "neuron": np.arange(neurons), "polarity": ["+"] * neurons, "token_ids": _lists(tokens),
         "counts": _lists(generator.integers(0, 50, tokens.shape)), "means": _lists(generator.random(tokens.shape)),

@@ -4,15 +4,17 @@ Everything about one neuron is read when it is looked at. What belongs to no neu
 """
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from threading import RLock
+from threading import Lock, RLock
 from typing import Any, TypeVar
 
 import polars as pl
 
+from explorer.blocks import Blocks, width
 from pipeline.ports import Lake
 from pipeline.tables import TABLES
 from pipeline.texts import token_texts
@@ -24,6 +26,8 @@ SHOWN = tuple(table for table in TABLES if not table.startswith("import") and ta
 """Tables that pages show something of."""
 UNCHANGED = frozenset({"windows", "words"})
 """The largest of what is kept, which hardly ever changes."""
+MOST_WINDOWS = 4_096
+"""Windows whose tokens are kept as text: about 10 KB each."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,32 @@ class Window:
         return [piece.decode("utf-8", errors="replace") for piece in self.pieces]
 
 
+class WindowsKept:
+    """The windows that were asked for last."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, Window] = OrderedDict()
+        self._lock = Lock()
+
+    def of(
+        self, sequence_ids: Iterable[str], read: Callable[[Iterable[str]], Mapping[str, Window]]
+    ) -> Mapping[str, Window]:
+        """Those of these sequences that there are; `read` gives those that are not known yet."""
+        wanted = set(sequence_ids)
+        with self._lock:
+            found = {name: self._kept[name] for name in wanted if name in self._kept}
+            for name in found:
+                self._kept.move_to_end(name)
+        if missing := wanted - found.keys():
+            new = read(missing)
+            found |= new
+            with self._lock:
+                self._kept |= new
+                while len(self._kept) > MOST_WINDOWS:
+                    self._kept.popitem(last=False)
+        return found
+
+
 class Kept:
     """A lake, and what was read of it once.
 
@@ -54,6 +84,7 @@ class Kept:
         self._asked: dict[str, tuple[float, int | None]] = {}
         self._lock = RLock()
         self._kept: dict[str, tuple[Any, Any]] = {}
+        self._blocks = Blocks()
 
     def once(self, name: str, tables: Iterable[str], read: Callable[[], T]) -> T:
         """What `read` gives, read again only after one of these tables has changed."""
@@ -92,8 +123,29 @@ class Kept:
         """Take no version for known: something was written here."""
         self._asked.clear()
 
+    def beside(self, table: str, layer: int, neuron: int) -> pl.DataFrame:
+        """The rows of one neuron, in the order of the table, read with those of the neurons beside it and kept.
+
+        Raises:
+            LakeError: a data file is damaged or gone.
+        """
+        version = self.version(table)
+        counts: dict[int, int] = self.once(f"rows of {table}", [table], dict)
+        if layer not in counts:
+            counts[layer] = self.lake.rows(table, layer=layer)
+        wide = width(counts[layer], self.n_neurons().get(layer, 0))
+
+        def read(neurons: range) -> pl.DataFrame:
+            return self.lake.read(table, layer=layer, neurons=neurons)
+
+        return self._blocks.rows((table, layer, version), neuron, wide, read)
+
     def windows(self, sequence_ids: Iterable[str]) -> Mapping[str, Window]:
         """Those of these sequences that the lake has."""
+        known: WindowsKept = self.once("windows as text", ["sequences"], WindowsKept)
+        return known.of(sequence_ids, self._windows)
+
+    def _windows(self, sequence_ids: Iterable[str]) -> Mapping[str, Window]:
         columns = ["sequence_id", "document_id", "split", "offset", "token_ids", "token_bytes"]
         kept = self.once(
             "windows",
@@ -150,3 +202,20 @@ class Kept:
     def layers(self) -> pl.DataFrame:
         """The table `subject_layers`."""
         return self.once("layers", ["subject_layers"], lambda: self.lake.read("subject_layers"))
+
+    def layer(self, number: int) -> Mapping[str, Any]:
+        """The row of one layer in it; empty if there is none."""
+        known = self.once(
+            "layers by number",
+            ["subject_layers"],
+            lambda: {row["layer"]: row for row in self.layers().iter_rows(named=True)},
+        )
+        return known.get(number, {})
+
+    def n_neurons(self) -> Mapping[int, int]:
+        """How many neurons each layer has."""
+        return self.once(
+            "neurons of layers",
+            ["subject_layers"],
+            lambda: dict(self.layers().select("layer", "n_neurons").iter_rows()),
+        )

@@ -7,7 +7,8 @@ interval, and what is missing is null beside its reason.
 import heapq
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,18 +20,21 @@ from pipeline.errors import LakeError, NeuronLedgerError
 from pipeline.scale import TOP, scale
 from pipeline.scorers import CHANCE
 from pipeline.scores import SCORERS, SETS
-from pipeline.tables import CHAIN, MISSING, STRATA, TABLES
+from pipeline.tables import CHAIN, MISSING, STRATA
 from resources.delta import collect
 
 PARTS = (
     "neuron_statistics", "activations", "token_associations", "connections", "exemplars", "explanations", "simulations",
     "scores",
 )  # fmt: skip
+BESIDE = ("neuron_statistics", "explanations", "scores")
+"""Those of them whose rows are few and small."""
 UNSHOWN = {
     "exemplars": ["token_ids", "activations", "scaled_activations"],
     "simulations": ["distribution_values", "distribution_probabilities"],
 }
 """Columns that a page of a neuron does without: the largest of their tables."""
+OWN = ("layer", "neuron", "identity", "run_id")
 WORST = 20
 """Tokens named where a simulation is furthest from the neuron."""
 AROUND = 5
@@ -51,27 +55,28 @@ def gather(
     Raises:
         NotThereError: the lake has no such neuron, or the neuron no such explanation.
     """
-    scans = [_one(kept, table, layer, neuron) for table in PARTS]
-    rows = dict(zip(PARTS, _together(scans), strict=True))
+    rows = _rows(kept, layer, neuron)
     if rows["neuron_statistics"].is_empty():
         raise NotThereError(not_there(kept, layer, neuron))
-    known = kept.layers().filter(pl.col("layer") == layer)
+    known = kept.layer(layer)
     windows = kept.windows(
         [*rows["activations"].get_column("sequence_id"), *rows["exemplars"].get_column("sequence_id")]
     )
     calls = _calls(kept, rows)
     dates = kept.dates("explanations")
-    statistics = rows["neuron_statistics"].drop("identity", "run_id", "layer", "neuron").row(0, named=True)
-    polarities = rows["activations"].get_column("polarity").unique().sort().to_list() or ["+"]
+    statistics = {
+        name: value for name, value in rows["neuron_statistics"].row(0, named=True).items() if name not in OWN
+    }
+    polarities = sorted(set(rows["activations"].get_column("polarity"))) or ["+"]
     explanations = _explanations(rows, calls, dates)
     chosen = _chosen(explanations, explanation)
     return {
         "layer": layer,
         "neuron": neuron,
-        "n_neurons": known.item(0, "n_neurons") if len(known) else None,
-        "subject": known.item(0, "subject") if len(known) else None,
-        "site": known.item(0, "site") if len(known) else None,
-        "fingerprint": known.item(0, "fingerprint") if len(known) else None,
+        "n_neurons": known.get("n_neurons"),
+        "subject": known.get("subject"),
+        "site": known.get("site"),
+        "fingerprint": known.get("fingerprint"),
         "polarities": polarities,
         "statistics": statistics,
         "explanations": explanations,
@@ -93,7 +98,7 @@ def must_be_there(kept: Kept, layer: int, neuron: int) -> None:
 
 def not_there(kept: Kept, layer: int, neuron: int | None = None) -> str:
     """What the lake has instead, in a sentence."""
-    known = dict(kept.layers().select("layer", "n_neurons").iter_rows())
+    known = kept.n_neurons()
     if not known:
         return "This lake has no neurons yet. `neuronledger run` makes them."
     if layer not in known:
@@ -103,25 +108,42 @@ def not_there(kept: Kept, layer: int, neuron: int | None = None) -> str:
     return f"Layer {layer} was not captured yet. `neuronledger run --layers {layer}` does it."
 
 
-def _one(kept: Kept, table: str, layer: int, neuron: int) -> pl.LazyFrame:
-    """The rows of one neuron in the order of the table, without columns that no page shows."""
-    rows = kept.lake.scan(table, layer=layer, neurons=[neuron]).sort(list(TABLES[table].sort or TABLES[table].key))
-    return rows.drop(UNSHOWN[table]) if table in UNSHOWN else rows
+def _rows(kept: Kept, layer: int, neuron: int) -> dict[str, pl.DataFrame]:
+    """The rows of one neuron, without columns that no page shows.
+
+    Raises:
+        LakeError: a table is damaged; it says which.
+    """
+    rows = {table: _named(table, partial(kept.beside, table, layer, neuron)) for table in BESIDE}
+    apart = [table for table in PARTS if table not in rows]
+    scans = [kept.lake.scan(table, layer=layer, neurons=[neuron]).drop(UNSHOWN.get(table, [])) for table in apart]
+    return rows | dict(zip(apart, _together(apart, scans), strict=True))
 
 
-def _together(frames: Sequence[pl.LazyFrame]) -> list[pl.DataFrame]:
+def _together(tables: Sequence[str], frames: Sequence[pl.LazyFrame]) -> list[pl.DataFrame]:
     """All of them at once, read in parallel; one after the other if that fails, to say which table is damaged."""
     try:
         return pl.collect_all(frames)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError):
-        return [_alone(table, frame) for table, frame in zip(PARTS, frames, strict=True)]
+        return [_named(table, partial(collect, frame)) for table, frame in zip(tables, frames, strict=True)]
 
 
-def _alone(table: str, frame: pl.LazyFrame) -> pl.DataFrame:
+def _named(table: str, read: Callable[[], pl.DataFrame]) -> pl.DataFrame:
     try:
-        return collect(frame)
+        return read()
     except LakeError as error:
         raise LakeError(f"table `{table}`: {error}") from error
+
+
+def _columns(frame: pl.DataFrame, *names: str) -> Iterable[tuple[Any, ...]]:
+    """The rows of some columns. Of so few rows, polars takes longer to plan a selection than Python to make it."""
+    return zip(*(frame.get_column(name).to_list() for name in names), strict=True)
+
+
+def _where(frame: pl.DataFrame, name: str, value: Any) -> pl.DataFrame:
+    """The rows that have this value in a column."""
+    places = [place for place, found in enumerate(frame.get_column(name).to_list()) if found == value]
+    return frame if len(places) == len(frame) else frame[places]
 
 
 def _calls(kept: Kept, rows: Mapping[str, pl.DataFrame]) -> dict[str, dict[str, Any]]:
@@ -131,7 +153,9 @@ def _calls(kept: Kept, rows: Mapping[str, pl.DataFrame]) -> dict[str, dict[str, 
         asked.update(name for name in requests or () if name is not None)
     if not asked:
         return {}
-    found = collect(kept.lake.scan("language_calls").filter(pl.col("request_id").is_in(sorted(asked))))
+    wanted = sorted(asked)
+    calls = kept.lake.find("language_calls", pl.DataFrame({"request_id": wanted}))
+    found = collect(calls.filter(pl.col("request_id").is_in(wanted)))
     return {
         row["request_id"]: {
             name: row[name].isoformat(timespec="seconds") if name == "answered_at" else row[name]
@@ -149,7 +173,7 @@ def _explanations(
 ) -> list[dict[str, Any]]:
     """Every explanation with its scores, the best by the main score first, those without one last."""
     played: dict[str, list[str]] = {}
-    for explanation_id, requests in rows["simulations"].select("explanation_id", "request_ids").iter_rows():
+    for explanation_id, requests in _columns(rows["simulations"], "explanation_id", "request_ids"):
         played.setdefault(explanation_id, []).extend(requests or ())
     scored: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in rows["scores"].iter_rows(named=True):
@@ -259,11 +283,11 @@ def _texts(
     rows: Mapping[str, pl.DataFrame], windows: Mapping[str, Window], statistics: Mapping[str, Any], polarity: str
 ) -> dict[str, Any]:
     """The records of one side, by stratum, on one scale: 10 is the strongest activation of this side."""
-    records = rows["activations"].filter(pl.col("polarity") == polarity)
+    records = _where(rows["activations"], "polarity", polarity)
     sign = -1.0 if polarity == "-" else 1.0
     most = max(0.0, sign * (statistics["minimum"] if polarity == "-" else statistics["maximum"]))
     uses: dict[str, set[str]] = {}
-    for side, name, split in rows["exemplars"].select("polarity", "sequence_id", "split").iter_rows():
+    for side, name, split in _columns(rows["exemplars"], "polarity", "sequence_id", "split"):
         if side == polarity:
             uses.setdefault(name, set()).add(split)
     by_stratum: dict[str, list[dict[str, Any]]] = {}
@@ -273,7 +297,7 @@ def _texts(
         by_stratum.setdefault(row["stratum"], []).append(record)
     groups, bounds = [], [None, *statistics["quantile_boundaries"], None]
     for stratum in STRATA:
-        found = by_stratum.get(stratum, [])
+        found = sorted(by_stratum.get(stratum, []), key=lambda one: one["rank"])
         if not found:
             continue
         place = int(stratum[1:]) if stratum.startswith("q") else None
@@ -330,18 +354,18 @@ def _compared(
     A simulation in units of weights has no place on it, and is brought there by its least-squares line: so only its
     shape can be compared, and `fitted` says so.
     """
-    mine = rows["simulations"].filter(pl.col("explanation_id") == chosen["explanation_id"])
-    simulators = mine.get_column("simulator").unique(maintain_order=True).to_list()
+    mine = _where(rows["simulations"], "explanation_id", chosen["explanation_id"])
+    simulators = sorted(set(mine.get_column("simulator")))
     if simulator not in simulators:
         if simulator is not None:
             raise NotThereError(f"The simulator {simulator} did not simulate this explanation.")
         if not simulators:
             return None
         simulator = simulators[0]
-    mine = mine.filter(pl.col("simulator") == simulator)
+    mine = _where(mine, "simulator", simulator)
     exemplars = {row["exemplar_id"]: row for row in rows["exemplars"].iter_rows(named=True)}
-    maxima = rows["exemplars"].filter(pl.col("polarity") == chosen["polarity"]).get_column("scale_maximum").to_list()
-    most = max(maxima, default=0.0)
+    sides = _columns(rows["exemplars"], "polarity", "scale_maximum")
+    most = max((maximum for side, maximum in sides if side == chosen["polarity"]), default=0.0)
     shown = sorted(mine.iter_rows(named=True), key=lambda row: (STRATA.index(row["stratum"]), row["rank"]))
     simulated = [row for row in shown if row["expected"] is not None]
     expected, true = (
@@ -390,7 +414,7 @@ def _compared(
         "scale_maximum": most,
         "line": line,
         "records": records,
-        "worst": _worst(records),
+        "worst": _worst(records, true, values),
     }
 
 
@@ -434,18 +458,19 @@ def _known(steps: Any, values: Any) -> list[int | None]:
     return [None if is_missing else step for step, is_missing in pairs]
 
 
-def _worst(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The tokens where the simulation is furthest from the neuron, the furthest first."""
-    records = list(records)
-    differences = [
-        (-abs(value - true), place, at)
-        for place, record in enumerate(records)
-        if record["in_units"] is not None
-        for at, (true, value) in enumerate(zip(record["true"], record["in_units"], strict=True))
-        if value is not None and value != true
-    ]
+def _worst(records: Sequence[Mapping[str, Any]], true: Any, values: Any) -> list[dict[str, Any]]:
+    """The tokens where the simulation is furthest from the neuron, the furthest first, of equals the first.
+
+    `true` and `values` are those of the simulated records, one after the other.
+    """
+    away = np.nan_to_num(np.abs(values - true))
+    furthest = np.argsort(-away, kind="stable")[:WORST].tolist()
+    simulated = [place for place, record in enumerate(records) if record["in_units"] is not None]
+    ends = np.cumsum([len(records[place]["true"]) for place in simulated], dtype=np.int64)
     found = []
-    for _, place, at in heapq.nsmallest(WORST, differences):
+    for token in [token for token in furthest if away[token] > 0]:
+        which = int(np.searchsorted(ends, token, side="right"))
+        place, at = simulated[which], token - int(ends[which - 1] if which else 0)
         record = records[place]
         true, value = record["true"][at], record["in_units"][at]
         found.append(
@@ -465,7 +490,7 @@ def _worst(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _tokens(associations: pl.DataFrame, words: Mapping[int, str], polarity: str) -> dict[str, Any]:
     """The strongest tokens of one side: by mean activation where they occur often enough to say so, and by weight."""
-    mine = associations.filter(pl.col("polarity") == polarity)
+    mine = _where(associations, "polarity", polarity)
     if mine.is_empty():
         return {"polarity": polarity, "fallback": None, "by_mean": [], "by_weight": None}
     row = mine.row(0, named=True)

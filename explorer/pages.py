@@ -5,26 +5,22 @@ characters, marks that turn the direction of writing, and halves of characters.
 """
 
 import json
-import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from explorer import charts, words
+from explorer.heat import excerpts, heat, number, overlaid, visible
 from explorer.neuron_page import main_cell, sentence
 
-LONGEST_TOKEN = 120
 LONGEST_TEXT = 20_000
-"""Letters shown of a token and of any other text; more is cut, and the page says how much."""
-
-SYMBOLS = {"\n": "↵", "\t": "⇥", "\r": "␍", "\x1b": "␛", "\x00": "␀", "\x7f": "␡"}
-HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+"""Letters shown of a text that is no token; more is cut, and the page says how much."""
 
 
 @dataclass(frozen=True)
@@ -65,75 +61,9 @@ class Here:
         return f"{self.path.rstrip('/') or '/index'}.json{query}"
 
 
-def visible(text: str | None, *, spaces: bool = False, most: int = LONGEST_TOKEN) -> str:
-    """Text that shows all its characters, at most `most` of them: `↵` for a line break, `·` for what no font shows."""
-    if text is None:
-        return "?"
-    found = text if len(text) <= most else text[:most]
-    if not (found.isascii() and found.isprintable()):
-        found = "".join(SYMBOLS.get(char) or (char if _is_shown(char) else "·") for char in found)
-    if spaces:
-        found = found.replace(" ", "␣")
-    return found if len(text) <= most else f"{found}… ({len(text):,})"
-
-
 def prose(text: str | None) -> str:
     """Text of several lines: as `visible`, with its line breaks."""
     return "\n".join(visible(line, most=LONGEST_TEXT) for line in (text or "").split("\n"))
-
-
-@cache
-def _is_shown(char: str) -> bool:
-    return unicodedata.category(char) not in HIDDEN
-
-
-def heat(
-    tokens: Sequence[str], steps: Sequence[int | None], values: Sequence[float] | None = None, *, spaces: bool = False
-) -> Markup:
-    """Tokens coloured by step: 0 to 10, or -10 to 10 for differences. With `values` a coloured one says its own in its title.
-
-    What has step 0 is plain text, for a page holds thousands of tokens; the script tells them apart when asked. What has
-    none was not answered for, and is crossed out.
-    """
-    parts = []
-    for place, (token, step) in enumerate(zip(tokens, steps, strict=True)):
-        shown = _lettered(token, spaces) if len(token) <= LONGEST_TOKEN else _letters(token, spaces)
-        if step is None:
-            parts.append(f"<u class=unknown>{shown}</u>")
-        elif step:
-            title = "" if values is None else f' title="{values[place]:.3g}"'
-            parts.append(f"<u class={'k' if step > 0 else 'n'}{abs(step)}{title}>{shown}</u>")
-        else:
-            parts.append(shown)
-    return Markup("".join(parts))  # noqa: S704 (each token was escaped)
-
-
-def overlaid(
-    tokens: Sequence[str], real: Sequence[int], simulated: Sequence[int | None], *, spaces: bool = False
-) -> Markup:
-    """Tokens with the neuron's step as ground and the simulation's as a line beneath."""
-    parts = []
-    for token, true, said in zip(tokens, real, simulated, strict=True):
-        shown = _lettered(token, spaces) if len(token) <= LONGEST_TOKEN else _letters(token, spaces)
-        beneath = "unknown" if said is None else f"u{said}"
-        parts.append(f'<u class="k{true} {beneath}">{shown}</u>' if true or said != 0 else shown)
-    return Markup("".join(parts))  # noqa: S704 (each token was escaped)
-
-
-def _letters(token: str, spaces: bool) -> str:  # noqa: FBT001 (called by place, for every token of a page)
-    """A token as it stands in a page: what it holds is visible, and none of it is markup."""
-    return str(escape(visible(token, spaces=spaces)))
-
-
-_lettered = lru_cache(maxsize=2**16)(_letters)
-"""The same for short tokens, which come again and again."""
-
-
-def number(value: Any, digits: int = 4) -> str:
-    """A number to some significant digits, a count in full; a dash for what is missing."""
-    if value is None:
-        return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
 
 
 def score(value: float | None) -> str:
@@ -192,6 +122,7 @@ def environment() -> Environment:
     }  # fmt: skip
     found.globals |= {
         "charts": charts,
+        "excerpts": excerpts,
         "heat": heat,
         "overlaid": overlaid,
         "main_cell": main_cell,

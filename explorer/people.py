@@ -38,9 +38,9 @@ class Verdicts:
 
     def said_of(self, layer: int, neuron: int) -> dict[str, list[dict[str, Any]]]:
         """The standing verdicts on each explanation of one neuron."""
-        mine = self._all().filter((pl.col("layer") == layer) & (pl.col("neuron") == neuron))
-        if mine.is_empty():
+        if self._all().is_empty():
             return {}
+        mine = self._all().filter((pl.col("layer") == layer) & (pl.col("neuron") == neuron))
         found: dict[str, list[dict[str, Any]]] = {}
         for row in reviews.standing(mine).iter_rows(named=True):
             said = {name: row[name] for name in ("verdict", "note", "author", "identity")}

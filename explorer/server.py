@@ -336,7 +336,7 @@ class Explorer:
 
     def _around(self, found: Mapping[str, Any]) -> dict[str, Any]:
         layer, neuron = found["layer"], found["neuron"]
-        known = dict(self.kept.layers().select("layer", "n_neurons").iter_rows())
+        known = self.kept.n_neurons()
         name = f"{layer}:{neuron}"
         return {
             "previous": neuron - 1 if neuron else None,

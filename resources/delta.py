@@ -35,6 +35,7 @@ from resources.commits import COMMIT_UUID, Commits, Log, described, metadata
 from resources.delta_errors import failure, said
 from resources.known_keys import KnownKeys
 from resources.ledger import Ledger, LocalLedger, StoredLedger
+from resources.places import Places
 from resources.slices import LARGEST_INDEX, Slice, index
 
 WHOLE = frozenset({"sequences", "vocabulary"})
@@ -89,6 +90,7 @@ class DeltaLake(Lake):
         self._older: dict[tuple[str, int, int | None], DeltaTable] = {}
         self._files: dict[str, tuple[DeltaTable, _Reaches | None]] = {}
         self._known_commits: dict[str, Commits] = {}
+        self._places = Places()
         self._keys: dict[str, KnownKeys] = {}
         self.ledger: Ledger | None = StoredLedger(self.uri) if self._folder is None else LocalLedger(self._folder)
         """Its line seals each commit; None for a lake that is written without one."""
@@ -114,7 +116,8 @@ class DeltaLake(Lake):
             rows = pl.scan_delta(found)
             if absent := table_form.absent(spec, found):
                 rows = rows.with_columns(pl.lit(None, spec.columns[name].type).alias(name) for name in absent)
-        return rows.filter(part.expression).select(list(spec.columns))
+            rows = rows.filter(part.expression)
+        return rows.select(list(spec.columns))
 
     def read(
         self, table: str, *, layer: int | None = None, neurons: Sequence[int] | None = None, version: int | None = None
@@ -548,14 +551,24 @@ class DeltaLake(Lake):
         if not names:
             return spec.empty().lazy()
         schema = {name: kind for name, kind in spec.schema.items() if name != "layer"}
-        rows = pl.scan_parquet(
-            [f"{self._folder}/{spec.name}/{name}" for name in names],
-            schema=schema,
-            glob=False,
-            hive_partitioning=False,
-            missing_columns="insert",
-        )
-        return rows.with_columns(pl.lit(part.layer, pl.Int32).alias("layer"))
+
+        def scan(files: list[str]) -> pl.LazyFrame:
+            return pl.scan_parquet(files, schema=schema, glob=False, hive_partitioning=False, missing_columns="insert")
+
+        paths = [f"{self._folder}/{spec.name}/{name}" for name in names]
+        try:
+            places = self._places.rows(paths, low, high)
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError):
+            places = None  # whoever reads the file is told what is wrong with it
+        if places is None:
+            rows = scan(paths)
+        elif places:
+            rows = pl.concat([scan([file]).slice(start, length) for file, start, length in places])
+        else:
+            return spec.empty().lazy()
+        rows = rows.with_columns(pl.lit(part.layer, pl.Int32).alias("layer"))
+        is_exact = places is not None and high - low + 1 == len(part.neurons)
+        return rows if is_exact else rows.filter(part.expression)
 
     def _at_version(self, spec: Table, version: int) -> DeltaTable | None:
         """The table at an older version, which never changes, so the last few are kept."""

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from explorer import neuron_page
 from explorer.cli import main
+from explorer.heat import heat, overlaid
 from explorer.kept import Kept
-from explorer.pages import heat, overlaid
 from explorer.server import Explorer
 from explorer.staleness import Staleness
 from pipeline.provenance import frame_hash
@@ -261,16 +261,17 @@ def test_an_empty_lake_says_what_makes_neurons(empty, served, tmp_path, get):
         assert "This lake has no neurons yet. `neuronledger run` makes them." in words(page)
 
 
-def test_a_damaged_table_is_said_and_the_server_goes_on(copied, served, tmp_path, get):
-    lake = copied.lake
+@pytest.mark.parametrize("damaged", ["scores of 0/5", "activations of 1/6"])
+def test_a_damaged_table_is_said_and_the_server_goes_on(copied, served, tmp_path, get, damaged):
+    lake, (table, _, neuron) = copied.lake, damaged.split()
     with served(Explorer(Kept(lake), Staleness(lake, None), tmp_path, tmp_path).app()) as address:
         assert get(f"{address}/1/5")[0] == 200
-        for path in (copied.home / "lake" / "subject" / "scores").rglob("*.parquet"):
+        for path in (copied.home / "lake" / "subject" / table).rglob("*.parquet"):
             path.write_bytes(b"PAR1 no more")
         # What was read before the damage is right, and may still be shown.
-        status, page = get(f"{address}/1/6")
+        status, page = get(f"{address}/{neuron}")
         assert status == 500
-        assert "scores" in words(page)
+        assert table in words(page)
         assert "Traceback" not in page
         assert get(f"{address}/help")[0] == 200
 
