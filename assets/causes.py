@@ -6,6 +6,7 @@ Each function compares what a record kept with what is there today, and says not
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+TOKENIZER_CLASS = "tokenizer class in config.json"
 AT_MOST = 2
 """Parts that are named; of more, how many others there are."""
 
@@ -14,6 +15,12 @@ def parts(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
     """What changed of a model's parts, such as `block 8 attention weights changed`; None if that is not known."""
     if not before or not now:
         return None
+    if TOKENIZER_CLASS in now and TOKENIZER_CLASS not in before:
+        # A record of an earlier version, which counted more of config.json and hashed the tokenizer's files otherwise.
+        now = {name: found for name, found in now.items() if not name.startswith("tokenizer ")}
+        before = {
+            name: found for name, found in before.items() if name in now or not name.startswith(("tokenizer ", "`"))
+        }
     said = [
         f"{name} {_change(before.get(name), now.get(name))}"
         # In the order of the pass: what comes first is what the rest may follow from.

@@ -3,6 +3,8 @@
 Dagster calls `defs` when it loads the project, so that importing this module reads no setting and opens nothing.
 """
 
+from functools import cache
+
 import dagster as dg
 import polars as pl
 
@@ -192,13 +194,14 @@ def rescored(settings: Settings) -> rescoring.Rescoring:
 
 
 def open_subject(settings: Settings) -> HuggingFaceSubject:
-    """The door to the subject model; its weights are loaded when they are first needed."""
+    """The door to the subject model; its weights are loaded, and its names in the lake read, when they are first needed."""
     return HuggingFaceSubject(
         settings.subject,
         revision=settings.revision,
         device=settings.device,
         dtype=settings.dtype,
         site=settings.site,
+        known=cache(lambda: layers.known_models(open_lake(settings))),
     )
 
 

@@ -296,7 +296,7 @@ class _Comparison:
         if name == "corpus":
             said = causes.corpus(origin.get("corpus", {}), self.outside.source())
         elif "parts" in origin and (now := self.outside.parts()):
-            some = "tokenizer file" if name == "tokenizer" else ""
+            some = "tokenizer " if name == "tokenizer" else ""
             before, after = (
                 {part: found for part, found in one.items() if part.startswith(some)}
                 for one in (origin["parts"], now[layer or 0])

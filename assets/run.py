@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import dagster as dg
 
@@ -16,13 +15,12 @@ from assets import scores
 from assets.activations import LAYERS_TAG
 from assets.explanations import more_inputs
 from assets.freshness import UNANSWERED, Outside, State, states
+from assets.process import PROCESS_TAG, process_name
 from assets.project import Project, layer_key, neuron_name
 from pipeline.errors import NeuronLedgerError
 from pipeline.ports import Lake
 
 OURS = {"Failure", "NeuronLedgerError", *(kind.__name__ for kind in NeuronLedgerError.__subclasses__())}
-PROCESS_TAG = "neuronledger/process"
-"""Which process makes a run, so that one that died can be told from one that is under way."""
 START_TAG = "dagster/asset_partition_range_start"
 END_TAG = "dagster/asset_partition_range_end"
 CAPTURE = ("activations", "neuron_statistics", "token_associations")
@@ -79,23 +77,6 @@ def materialize(
     ]:
         raise NeuronLedgerError(f"{', '.join(skipped)} not made: {_failed_checks(result)}")
     return result
-
-
-def process_name(pid: int) -> str | None:
-    """A running process, told from every other that had or will have its number; None if there is none."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return None
-    # A killed process whose parent has not looked yet is a zombie (Z).
-    return None if fields[0] in {"Z", "X"} else f"{pid} {fields[19]} {boot}"
-
-
-def is_running(name: str) -> bool:
-    """Whether a process of this machine, as `process_name` has it, still runs."""
-    pid = name.partition(" ")[0]
-    return pid.isdigit() and process_name(int(pid)) == name
 
 
 def failure(result: dg.ExecuteInProcessResult) -> NeuronLedgerError:

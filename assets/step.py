@@ -15,6 +15,7 @@ made again: it is read from the version of then and put back (`Step.restored`).
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -24,6 +25,7 @@ from uuid import uuid4
 import dagster as dg
 import polars as pl
 
+from assets.process import PROCESS_TAG, process_name
 from assets.project import Project, layer_key
 from pipeline.checks import Finding
 from pipeline.errors import LakeError
@@ -44,6 +46,10 @@ BY_VALUE: Mapping[str, tuple[str, ...]] = {
 """Tables with columns that only say where the rows are from (the weights, the tokenizer, the file and its line), by name.
 
 What is made from such a table depends on its values alone, which others may give too, so these are hashed as well."""
+
+
+_named: set[str] = set()
+"""Runs that this process has put its name to."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,10 @@ class Step:
         self._inputs: dict[str, dict[str, Any]] = {}
         self._started = datetime.now(UTC)
         self._is_written = False
+        if PROCESS_TAG not in context.run.tags and self.run_id not in _named:
+            # A run that Dagster's UI or its daemon started: the process that runs it, for steps have none of their own.
+            context.instance.add_run_tags(self.run_id, {PROCESS_TAG: process_name(os.getpid()) or "unknown"})
+            _named.add(self.run_id)
 
     @property
     def run_id(self) -> str:

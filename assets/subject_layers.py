@@ -4,6 +4,7 @@ A materialisable asset rather than an observed source, so that Dagster records p
 activations were made from.
 """
 
+import json
 from collections.abc import Iterator
 from functools import cache
 
@@ -14,10 +15,24 @@ from assets.project import Project, parse_key
 from assets.spec import checks, described
 from assets.step import Step, over_layers
 from pipeline.checks import Finding, check
+from pipeline.errors import NeuronLedgerError
 from pipeline.ports import Lake, SubjectModel
 from pipeline.provenance import identity
 
 CODE_VERSION = "1"
+
+
+def known_models(lake: Lake) -> frozenset[str]:
+    """The hashes of weights and tokenizers by which the records of a lake know models; none of a lake that cannot be read."""
+    names = ("weights", "tokenizer")
+    try:
+        made = lake.scan("materializations").filter(
+            pl.col("table").is_in(["sequences", "subject_layers", "vocabulary"]) & (pl.col("status") == "done")
+        )
+        inputs = made.select(pl.col("inputs").unique()).collect().get_column("inputs").to_list()
+    except (NeuronLedgerError, OSError, pl.exceptions.PolarsError):
+        return frozenset()
+    return frozenset(read[name]["content_hash"] for read in map(json.loads, inputs) for name in names if name in read)
 
 
 def define(project: Project) -> dg.AssetsDefinition:

@@ -33,7 +33,7 @@ from pipeline.capture import plan as planned
 from pipeline.ports import Lake
 from pipeline.provenance import TAG, content_hash
 from pipeline.tables import TABLES
-from resources import checkpoint
+from resources import checkpoint, configuration
 from resources.delta import DeltaLake
 from resources.subject import HuggingFaceSubject
 
@@ -316,7 +316,10 @@ def _all(folder: Path) -> None:
 
 
 def _fingerprints(folder: Path, blocks: checkpoint.Blocks, hashes: dict[str, str]) -> list[str]:
-    return checkpoint.layer_fingerprints(folder, blocks=blocks, number_format="float32", hashes=hashes)
+    return checkpoint.layer_fingerprints(
+        folder, blocks=blocks, number_format="float32", hashes=hashes,
+        settings=configuration.settings_that_count(folder), tokenizer=configuration.tokenizer_that_counts(folder),
+    )  # fmt: skip
 
 
 def _activations(subject: HuggingFaceSubject, windows: Sequence[Sequence[int]]) -> dict[int, np.ndarray]:

@@ -102,7 +102,7 @@ def neurons(shape: str) -> tuple[int, int]:
     return config.num_hidden_layers, getattr(config, "intermediate_size", 4 * config.hidden_size)
 
 
-def subject(shape: str, folder: Path, **choices: str) -> HuggingFaceSubject:
+def subject(shape: str, folder: Path, **choices: Any) -> HuggingFaceSubject:
     """The subject that `save` wrote to this folder; for `demo` the real one."""
     return HuggingFaceSubject(DEMO if shape == DEMO else str(folder), **choices)
 

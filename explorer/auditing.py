@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
     from assets.freshness import State
-    from explorer.doctor import Condition
+    from explorer.condition import Condition
     from explorer.verify import Link, Outside
     from resources.delta import DeltaLake
 
@@ -200,6 +200,7 @@ def doctor(seal_all: bool, look_only: bool, no_endpoint: bool, as_json: bool, **
     """
     from assets.definitions import build, open_lake
     from explorer import doctor as looks
+    from explorer.condition import ILL
     from resources.instance import instance
 
     with _run_or_say_why():
@@ -209,7 +210,7 @@ def doctor(seal_all: bool, look_only: bool, no_endpoint: bool, as_json: bool, **
             found = list(looks.lake(lake, seal_all=seal_all, mend=not look_only))
             status.update("looking at the model and the corpus")
             found += [*looks.model(settings, lake), *looks.corpus(settings)]
-            usable = not any(each.outcome == looks.ILL and each.of in ("lake", "model", "corpus") for each in found)
+            usable = not any(each.outcome == ILL and each.of in ("lake", "model", "corpus") for each in found)
             if (usable and lake.version("materializations") is not None and not look_only) or _has_instance(settings):
                 status.update("looking at Dagster")
                 with instance(settings) as opened:
@@ -222,7 +223,7 @@ def doctor(seal_all: bool, look_only: bool, no_endpoint: bool, as_json: bool, **
         click.echo(json.dumps([asdict(each) for each in found]))
     else:
         _print_conditions(found, screen())
-    sys.exit(FINDINGS if any(each.outcome == looks.ILL for each in found) else CLEAN)
+    sys.exit(FINDINGS if any(each.outcome == ILL for each in found) else CLEAN)
 
 
 @export_group.command("prov")

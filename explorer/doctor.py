@@ -13,7 +13,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -25,33 +24,23 @@ import dagster as dg
 import polars as pl
 
 from assets.project import layer_key, neuron_name
-from assets.run import PROCESS_TAG, is_running
 from assets.step import CODE_VERSION_TAG, DATA_VERSION_IS_OURS_TAG, DATA_VERSION_TAG, data_version, input_tags
 from explorer.audit import is_recorded, newest
+from explorer.condition import ILL, LEFT, MENDED, WELL, Condition
+from explorer.dead_runs import dead_runs
 from pipeline.errors import LakeError, NeuronLedgerError
 from pipeline.ports import Document
-from pipeline.provenance import TAG
+from pipeline.provenance import TAG, frame_hash
 from pipeline.tables import OF_IMPORTS, TABLES
-from resources.commits import COMMIT_UUID, RECORD
+from resources.commits import COMMIT_UUID, LAID_TOGETHER, RECORD
 from resources.delta import DeltaLake
 from resources.integrity import Chain, Log, read_chain, read_logs, unlike_sealed, unsealed
 from resources.settings import Settings
 
-WELL, MENDED, ILL, LEFT = "well", "mended", "ill", "not checked"
 FREE_BYTES = 2**30
 """Free disk space below which a run may not end: a pass keeps its captures on the way."""
 DOCUMENTS = 100
 """Documents that are read to see whether the corpus gives text."""
-UNDER_WAY = (dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING)
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One thing that was looked at: `well`, `mended`, `ill` or `not checked`, and in words why."""
-
-    of: str
-    outcome: str
-    said: str
 
 
 def lake(lake: DeltaLake, *, seal_all: bool = False, mend: bool = True) -> Iterator[Condition]:
@@ -132,7 +121,7 @@ def vouched(lake: DeltaLake, log: Log, version: int) -> str | None:
         return None
     record = json.loads(info.get(RECORD, "{}"))
     if not TABLES[log.table].by_layer and "content_hash" not in record:
-        return _added(log, actions)
+        return _laid_together(lake, log.table, version) if LAID_TOGETHER in record else _added(log, actions)
     try:
         neurons = record.get("neurons")
         rows = lake.read(log.table, layer=record.get("layer"), neurons=neurons, version=version)
@@ -141,6 +130,18 @@ def vouched(lake: DeltaLake, log: Log, version: int) -> str | None:
     except (LakeError, KeyError, TypeError):
         return None
     return None
+
+
+def _laid_together(lake: DeltaLake, table: str, version: int) -> str | None:
+    """Whether a commit holds the rows of the version before it, in other files."""
+    try:
+        now, before = (
+            frame_hash(lake.read(table, version=each), key=TABLES[table].key, ignore=())
+            for each in (version, version - 1)
+        )
+    except LakeError:
+        return None
+    return "it lays the same rows out in fewer files" if now == before else None
 
 
 def _added(log: Log, actions: list[dict[str, Any]]) -> str | None:
@@ -165,22 +166,7 @@ def instance(
     opened: dg.DagsterInstance, lake: DeltaLake, definitions: dg.Definitions | None, *, mend: bool = True
 ) -> Iterator[Condition]:
     """Runs that died, and what Dagster does not know of the tables."""
-    dead = 0
-    for run in opened.get_runs(dg.RunsFilter(statuses=list(UNDER_WAY))):
-        process = run.tags.get(PROCESS_TAG)
-        if process is None:
-            yield Condition("runs", LEFT, f"run {run.run_id} is under way or dead: it was not started by this command")
-        elif is_running(process):
-            yield Condition("runs", WELL, f"run {run.run_id} is under way")
-        elif mend:
-            opened.report_run_failed(run, f"its process ({process}) is gone; `neuronledger doctor` ended it")
-            dead += 1
-        else:
-            yield Condition(
-                "runs", ILL, f"the process of run {run.run_id} is gone, and Dagster takes it to be under way"
-            )
-    if dead:
-        yield Condition("runs", MENDED, f"{dead:,} runs whose process is gone are ended")
+    yield from dead_runs(opened, mend=mend)
     told, missing = 0, 0
     for event in history(opened, lake, definitions):
         missing += 1

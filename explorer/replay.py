@@ -18,6 +18,7 @@ import polars as pl
 
 from assets import ablations, exemplars, explanations, judgements, scores, simulations
 from assets.freshness import HOPS, WORTH_ASKING_AGAIN
+from assets.process import PROCESS_TAG
 from assets.project import Choices, Project
 from pipeline import human
 from pipeline.baselines import METHODS
@@ -339,7 +340,7 @@ def _make(  # noqa: PLR0917 (all that a step is given)
     at: Mapping[str, Any],
 ) -> pl.DataFrame:
     """What the step of a table writes."""
-    context: Any = SimpleNamespace(run=SimpleNamespace(run_id="replay"))
+    context: Any = SimpleNamespace(run=SimpleNamespace(run_id="replay", tags={PROCESS_TAG: ""}))
     given: dict[str, Any] = {"context": context, "lake": lake, "language": language, "subject": subject}
     given |= {"project": project, "machines": ThisMachine(), **at}
     make = {**REPLAYED, **WITH_SUBJECT}[table].make

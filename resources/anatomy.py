@@ -200,7 +200,7 @@ def find_neurons(config: Any, skeleton: "torch.nn.Module", name: str) -> Anatomy
         norm=_norm_before_mlp(config, block),
         final_norm=_final_norm(skeleton, path),
         gelu=gelus.pop() if len(gelus) == 1 else None,
-        vocabulary=skeleton.get_input_embeddings().num_embeddings,  # type: ignore[operator]
+        vocabulary=_vocabulary(skeleton, who),
         positions=_positions(config, skeleton),
         neurons=Place(
             module=first.output, side="input", after=(f"{first.output}.", *_after_mlp(config), *_beside_mlp(config))
@@ -208,6 +208,16 @@ def find_neurons(config: Any, skeleton: "torch.nn.Module", name: str) -> Anatomy
         attention=_attention(config, block, first),
         mlp=_mlp(config, block, first),
     )
+
+
+def _vocabulary(skeleton: "torch.nn.Module", who: str) -> int:
+    """Rows of the token embedding."""
+    try:
+        return int(skeleton.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    except (AttributeError, NotImplementedError) as error:
+        raise SubjectError(
+            f"{who}: looked for a table of token embeddings, found none. Only models of text are supported."
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -190,26 +190,41 @@ def file_hash(path: Path) -> str:
 
 
 def config_hash(folder: Path) -> str:
-    """The tagged hash of config.json, without the entries that change no activation (dropouts, versions, names)."""
-    return content_hash(_config(folder))
+    """The tagged hash of config.json, without the entries that change no activation (dropouts, versions, names).
+
+    Requests to models in this process are known by it, and records of subjects made before `resources.configuration`.
+    """
+    return content_hash(all_settings(folder))
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def all_settings(folder: Path) -> dict[str, Any]:
+    """The entries that `config_hash` is of."""
     settings = json_object(folder / "config.json")
     return {key: value for key, value in settings.items() if key not in _IGNORED_SETTINGS and "drop" not in key}
 
 
 def tokenizer_hash(folder: Path) -> str:
     """The tagged hash of all files that decide how text becomes tokens."""
-    return content_hash(_tokenizer(folder))
+    return content_hash(tokenizer_files(folder))
 
 
-def _tokenizer(folder: Path) -> dict[str, str]:
+def tokenizer_files(folder: Path) -> dict[str, str]:
+    """For each file that `tokenizer_hash` is of, the tagged hash of its bytes."""
     return {name: file_hash(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
 
 
-def layer_fingerprints(folder: Path, *, blocks: Blocks, number_format: str, hashes: Mapping[str, str]) -> list[str]:
+def layer_fingerprints(
+    folder: Path,
+    *,
+    blocks: Blocks,
+    number_format: str,
+    hashes: Mapping[str, str],
+    settings: Mapping[str, Any],
+    tokenizer: Mapping[str, str],
+) -> list[str]:
     """For each layer, the tagged hash of all that can influence its neurons; `hashes` are the folder's `tensor_hashes`.
+
+    `settings` are the entries of config.json that count, `tokenizer` the hashes of what decides how text becomes tokens.
 
     The names of tensors enter without the prefix that a language-model head puts before them (`transformer.`), so a
     model saved with or without its head has the same fingerprints.
@@ -220,8 +235,8 @@ def layer_fingerprints(folder: Path, *, blocks: Blocks, number_format: str, hash
     outside, own, carried = _grouped(folder, blocks, hashes)
     base = content_hash(
         {
-            "config": config_hash(folder),
-            "tokenizer": tokenizer_hash(folder),
+            "config": content_hash(settings),
+            "tokenizer": content_hash(tokenizer),
             "number_format": number_format,
             "tensors": outside,
         }
@@ -229,15 +244,24 @@ def layer_fingerprints(folder: Path, *, blocks: Blocks, number_format: str, hash
     return fingerprint_chain(base, [content_hash(part) for part in own], [content_hash(part) for part in carried])
 
 
-def layer_parts(folder: Path, *, blocks: Blocks, number_format: str, hashes: Mapping[str, str]) -> list[dict[str, str]]:
+def layer_parts(
+    folder: Path,
+    *,
+    blocks: Blocks,
+    number_format: str,
+    hashes: Mapping[str, str],
+    settings: Mapping[str, Any],
+    tokenizer: Mapping[str, str],
+) -> list[dict[str, str]]:
     """For each layer, what its fingerprint is made from, by names such as `block 8 attention weights`.
 
     Raises:
         SubjectError: no safetensors, or a file is damaged or cut short.
     """
     outside, own, carried = _grouped(folder, blocks, hashes)
-    parts = {f"`{name}` in config.json": _shown(value) for name, value in _config(folder).items()}
-    parts |= {f"tokenizer file {name}": short(found) for name, found in _tokenizer(folder).items()}
+    parts = {f"`{name}` in config.json": _shown(value) for name, value in settings.items()}
+    # Files have no space in their names.
+    parts |= {f"tokenizer {'' if ' ' in name else 'file '}{name}": short(found) for name, found in tokenizer.items()}
     parts["number format"] = number_format
     parts |= {f"weights {name}": short(found) for name, found in outside.items()}
     layers: list[dict[str, str]] = []

@@ -22,6 +22,8 @@ from resources.delta_errors import failure, said
 
 COMMIT_UUID = "neuronledger.commit_uuid"
 RECORD = "neuronledger.record"
+LAID_TOGETHER = "laid_together"
+"""In the record of a commit that only lays rows out anew: how many files they had."""
 
 Log = frozenset[tuple[str, int, int, int]]
 """Commit files by name, place, size and time."""

@@ -31,7 +31,7 @@ from pipeline.errors import LakeError
 from pipeline.ports import Commit, Lake
 from pipeline.tables import TABLES, Table
 from resources import table_form
-from resources.commits import COMMIT_UUID, Commits, Log, described, metadata
+from resources.commits import COMMIT_UUID, LAID_TOGETHER, Commits, Log, described, metadata
 from resources.delta_errors import failure, said
 from resources.known_keys import KnownKeys
 from resources.ledger import Ledger, LocalLedger, StoredLedger
@@ -48,6 +48,9 @@ OLDER_KEPT = 64
 """Tables that stay open at a version that is not the newest."""
 TICK_NS = 200_000_000
 """A folder that changed less than this ago may change again under the same time: some file systems count in jiffies."""
+
+SMALL_FILES = 64
+"""Files of less than half of the usual size that a table which grows may have; then they are laid together."""
 
 TRIES = 30
 LONGEST_PAUSE = 2.0
@@ -308,7 +311,10 @@ class DeltaLake(Lake):
 
         if rows.is_empty():
             return None
-        return self._commit(spec, new, mode="append", part=Slice(), record=record, commit_uuid=str(uuid4()))
+        commit = self._commit(spec, new, mode="append", part=Slice(), record=record, commit_uuid=str(uuid4()))
+        if commit is not None and commit.version >= SMALL_FILES:
+            self._lay_together(spec)
+        return commit
 
     def history(self, table: str) -> list[dict[str, Any]]:
         """The commits of a table, newest first: version, timestamp (UTC), operation, commit_uuid and record.
@@ -433,6 +439,34 @@ class DeltaLake(Lake):
             f"nothing was written to {part} of {self._at(spec)}: other writers came first {TRIES} times; "
             "let them finish, then try again"
         ) from fault
+
+    def _lay_together(self, spec: Table) -> None:
+        """Lay the rows of many small files out in few. Each write that adds rows adds a file, and a read opens all of them.
+
+        The rows and their older versions stay as they are, so what cannot be done now may be done after a later write.
+
+        Raises:
+            LakeError: it was done, but is not on the disk or has no line in the ledger.
+        """
+        found = self._open(spec)
+        if found is None:
+            return
+        sizes = pl.DataFrame(found.get_add_actions(flatten=True)).get_column("size_bytes")
+        if int((sizes < table_form.FILE_BYTES // 2).sum()) < SMALL_FILES:
+            return
+        before, commit_uuid = found.version(), str(uuid4())
+        try:
+            found.optimize.compact(
+                target_size=table_form.FILE_BYTES,
+                writer_properties=table_form.layout(spec.empty()),
+                commit_properties=CommitProperties(custom_metadata=metadata(commit_uuid, {LAID_TOGETHER: len(sizes)})),
+            )
+        except BaseException as error:  # noqa: BLE001 - a Rust panic is no Exception
+            failure(error)
+        version = self._written(spec, commit_uuid, after=before, likely=None)
+        if version is not None:
+            self._make_durable(spec, version)
+            self._seal(spec, version)
 
     def _written(self, spec: Table, commit_uuid: str, *, after: int, likely: int | None) -> int | None:
         """The version that our write became, or None when it did not.

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline.errors import SubjectError
-from resources import checkpoint
+from resources import checkpoint, configuration
 
 DEMO = "demo"
 
@@ -64,7 +64,8 @@ class ModelFolder:
         if self.kind == "hub":
             folder = self._from_hub(None, revision=folder.name if folder.parent.name == "snapshots" else None)
         checkpoint.weight_files(folder)
-        if not any((folder / name).is_file() for name in checkpoint.TOKENIZER_FILES if "config" not in name):
+        files = (*checkpoint.TOKENIZER_FILES, *configuration.FURTHER_FILES)
+        if not any((folder / name).is_file() for name in files if "config" not in name):
             raise SubjectError(f"{folder} holds no tokenizer: expected tokenizer.json. Save the tokenizer there too.")
         return folder
 
@@ -81,7 +82,7 @@ class ModelFolder:
                 hub.snapshot_download(
                     self.name,
                     revision=revision,
-                    allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"],
+                    allow_patterns=["*.json", "*.txt", "*.model", "*.spm", "*.safetensors"],
                     # Other formats of the same weights lie in subfolders, and Mistral's in a second large file.
                     ignore_patterns=["*/*", "consolidated*"],
                 )

@@ -8,7 +8,7 @@ Torch and transformers are imported only when something is asked of the model.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -21,7 +21,7 @@ from pipeline.errors import SubjectError
 from pipeline.ports import LayerSite, Tokens
 from pipeline.provenance import content_hash, short
 from pipeline.tables import MISSING
-from resources import causal, checkpoint
+from resources import causal, checkpoint, configuration
 from resources.anatomy import Anatomy, find_neurons, float32, gain, matrix
 from resources.model_folder import ModelFolder, first_line, quiet, require_libraries
 from resources.sites import find_site
@@ -85,6 +85,9 @@ class HuggingFaceSubject:
     `dtype` is a number format, or `openai-compat`: float16 with the MLP's GELU replaced by `x * sigmoid(1.702 x)`
     evaluated in float16, with which the activations that OpenAI published were made.
 
+    `known` are the hashes by which a lake knows models. Earlier versions counted more of config.json, and a model that the
+    lake knows by such a hash keeps it, so that nothing is stale by a new version alone.
+
     Raises:
         SubjectError: from the constructor when an argument is wrong; from a method when the model cannot be found,
             is damaged, or has no MLP neurons.
@@ -98,6 +101,7 @@ class HuggingFaceSubject:
         device: str = "auto",
         dtype: str = "float32",
         site: str = "mlp",
+        known: Callable[[], Container[str]] = frozenset,
     ) -> None:
         if dtype not in NUMBER_FORMATS:
             raise SubjectError(f"dtype {dtype!r} is not known; use one of {', '.join(NUMBER_FORMATS)}.")
@@ -110,12 +114,17 @@ class HuggingFaceSubject:
         self.dtype = dtype
         self._folder = ModelFolder(name, revision=revision)
         self._site = find_site(site)
+        self._known = known
         self._asked_device, *self._other_devices = devices
 
     def __reduce__(self) -> "tuple[Callable[[], HuggingFaceSubject], tuple[()]]":
         """For another process or machine, which loads the weights by itself."""
         kind, colon, place = self._site.name.partition(":")
-        chosen = {"device": self._asked_device, "dtype": self.dtype, "site": kind + colon + _in_full(place)}
+        chosen: dict[str, Any] = {
+            "device": self._asked_device,
+            "dtype": self.dtype,
+            "site": kind + colon + _in_full(place),
+        }
         name = _in_full(self.name) if self._folder.kind == "folder" else self.name
         return partial(HuggingFaceSubject, name, revision=self._folder.revision, **chosen), ()
 
@@ -142,11 +151,14 @@ class HuggingFaceSubject:
     def parts(self) -> Sequence[Mapping[str, str]]:
         """For each layer, what its fingerprint is made from, by names such as `block 8 attention weights`."""
         anatomy, site = self._anatomy, self._site
+        folder = self._folder.whole
         found = checkpoint.layer_parts(
-            self._folder.whole,
+            folder,
             blocks=anatomy.blocks(site.place(anatomy)),
             number_format=self.dtype,
             hashes=self._tensor_hashes,
+            settings=configuration.settings_that_count(folder),
+            tokenizer=configuration.tokenizer_that_counts(folder),
         )
         if site.name != "mlp":
             for layer, parts in enumerate(found):
@@ -154,8 +166,14 @@ class HuggingFaceSubject:
         return found
 
     def tokenizer_hash(self) -> str:
-        """Tagged hash of all files that turn text into tokens."""
-        return checkpoint.tokenizer_hash(self._folder.whole)
+        """Tagged hash of all that turns text into tokens."""
+        folder = self._folder.whole
+        before = None if configuration.is_new_to_older_versions(folder) else checkpoint.tokenizer_hash(folder)
+        return self._named(content_hash(configuration.tokenizer_that_counts(folder)), before)
+
+    def _named(self, content: str, before: str | None) -> str:
+        """The hash of a content: the one that an earlier version gave it where a lake knows it by that."""
+        return before if before is not None and before in self._known() else content
 
     def device(self) -> str:
         """Where `capture` computes, such as `cpu` or `cuda:0`; `auto` is settled here."""
@@ -431,7 +449,8 @@ class HuggingFaceSubject:
         import transformers
 
         folder, model, text = self._folder.whole, self._model, self._tokenizer
-        files = [folder / "config.json", *(folder / name for name in checkpoint.TOKENIZER_FILES)]
+        names = (*checkpoint.TOKENIZER_FILES, *configuration.FURTHER_FILES)
+        files = [folder / "config.json", *(folder / name for name in names)]
         files += [folder / checkpoint.INDEX_FILE, *checkpoint.weight_files(folder)]
         device = model.device
         return {
@@ -515,19 +534,29 @@ class HuggingFaceSubject:
     @cached_property
     def _fingerprints(self) -> list[str]:
         anatomy, site = self._anatomy, self._site
-        chain = checkpoint.layer_fingerprints(
-            self._folder.whole,
-            blocks=anatomy.blocks(site.place(anatomy)),
-            number_format=self.dtype,
-            hashes=self._tensor_hashes,
-        )
-        if site.name == "mlp":
-            return chain
-        kind = site.name.partition(":")[0]
-        return [
-            content_hash({"weights": weights, "site": kind, "made_with": site.made_with(anatomy, layer)})
-            for layer, weights in enumerate(chain)
-        ]
+        folder, kind = self._folder.whole, site.name.partition(":")[0]
+
+        def chain(settings: Mapping[str, Any], tokenizer: Mapping[str, str]) -> list[str]:
+            found = checkpoint.layer_fingerprints(
+                folder,
+                blocks=anatomy.blocks(site.place(anatomy)),
+                number_format=self.dtype,
+                hashes=self._tensor_hashes,
+                settings=settings,
+                tokenizer=tokenizer,
+            )
+            if site.name == "mlp":
+                return found
+            return [
+                content_hash({"weights": weights, "site": kind, "made_with": site.made_with(anatomy, layer)})
+                for layer, weights in enumerate(found)
+            ]
+
+        now = chain(configuration.settings_that_count(folder), configuration.tokenizer_that_counts(folder))
+        if configuration.is_new_to_older_versions(folder):
+            return now
+        before = chain(checkpoint.all_settings(folder), checkpoint.tokenizer_files(folder))
+        return [self._named(content, earlier) for content, earlier in zip(now, before, strict=True)]
 
     @cached_property
     def _tensor_hashes(self) -> Mapping[str, str]:

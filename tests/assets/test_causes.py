@@ -22,6 +22,8 @@ HASH, OTHER = "0" * 16, "1" * 16
         (dict.fromkeys("abcd", HASH), dict.fromkeys("abcd", OTHER), "a changed, b changed, and 2 other parts"),
         ({"a": HASH}, {"a": HASH}, None),
         ({}, {"a": HASH}, None),
+        ({"tokenizer file a.json": HASH, "`use_cache` in config.json": "1", "b": HASH},
+         {"tokenizer file a.json": OTHER, "tokenizer class in config.json": HASH, "b": OTHER}, "b changed"),
     ],
 )  # fmt: skip
 def test_parts_of_a_model_are_named_in_the_order_of_the_pass(before, now, said):

@@ -3,14 +3,13 @@
 import json
 import shutil
 
-import dagster as dg
 import polars as pl
 import pytest
 
-from assets.run import PROCESS_TAG, is_running, process_name
 from explorer import doctor
 from pipeline.provenance import frame_hash
 from pipeline.tables import TABLES
+from resources import delta
 
 
 def treated(folder, *words):
@@ -87,6 +86,19 @@ def test_a_sealed_commit_that_is_gone_is_reported(copied):
     assert f"scores version {version} is sealed, but its commit is gone" in [each["said"] for each in found]
 
 
+def test_a_commit_that_lays_rows_out_anew_is_sealed_if_they_are_the_same(copied, monkeypatch):
+    lake = copied.lake
+    monkeypatch.setattr(delta, "SMALL_FILES", 1)
+    monkeypatch.setattr(lake.ledger, "seal", lambda *_, **__: None)
+    lake._lay_together(TABLES["materializations"])
+    monkeypatch.undo()
+    version = lake.version("materializations")
+    assert conditions(lake)["ledger", "mended"] == (
+        f"materializations version {version} had no line in the ledger, and is sealed now: it lays the same rows out in fewer files"
+    )
+    assert json.loads(copied.type("audit", "--quick", "--json").stdout)["checks"][2]["findings"] == []
+
+
 def test_replies_are_sealed_only_if_their_requests_have_their_hashes(copied):
     lake = copied.lake
     schema = TABLES["language_calls"].schema
@@ -128,39 +140,6 @@ def test_with_the_dagster_instance_deleted_its_history_is_told_again(made, tmp_p
     checks = {check["id"]: check for check in json.loads(folder.type("audit", "--quick", "--json").stdout)["checks"]}
     assert checks["A10"]["outcome"] == "clean"
     assert folder.not_fresh() == {}
-
-
-def test_a_run_whose_process_is_gone_is_ended_and_others_are_left():
-    @dg.job
-    def nothing():
-        pass
-
-    gone = f"{2**22 + 1} 12345 boot"
-    with dg.DagsterInstance.ephemeral() as opened:
-        alive, dead, strange = (
-            opened.create_run_for_job(nothing, status=dg.DagsterRunStatus.STARTED, tags=tags)
-            for tags in ({PROCESS_TAG: process_name(1)}, {PROCESS_TAG: gone}, {})
-        )
-        found = [each for each in doctor.instance(opened, EmptyLake(), None) if each.of == "runs"]
-        assert sorted(each.outcome for each in found) == ["mended", "not checked", "well"]
-        assert opened.get_run_by_id(dead.run_id).status == dg.DagsterRunStatus.FAILURE
-        assert opened.get_run_by_id(alive.run_id).status == dg.DagsterRunStatus.STARTED
-        assert opened.get_run_by_id(strange.run_id).status == dg.DagsterRunStatus.STARTED
-
-
-class EmptyLake:
-    """A lake in which nothing was made."""
-
-    def read(self, table):
-        return TABLES[table].empty()
-
-
-def test_a_process_is_told_from_a_later_one_with_its_number():
-    name = process_name(1)
-    assert is_running(name)
-    pid, start, boot = name.split()
-    assert not is_running(f"{pid} {int(start) + 1} {boot}")
-    assert not is_running("unknown")
 
 
 def test_a_model_or_a_corpus_that_is_gone_is_named(copied):

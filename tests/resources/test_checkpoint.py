@@ -14,12 +14,14 @@ from resources.checkpoint import (
     INDEX_FILE,
     SINGLE_FILE,
     Blocks,
+    all_settings,
     is_unused,
     layer_fingerprints,
     layer_parts,
     read_float32,
     stored_tensors,
     tensor_hashes,
+    tokenizer_files,
     weight_files,
     weights_hash,
 )
@@ -52,7 +54,10 @@ def with_header(path: Path, header: object, content: bytes = b"") -> None:
 
 def fingerprints(folder: Path) -> list[str]:
     hashes = tensor_hashes(stored_tensors(folder))
-    return layer_fingerprints(folder, blocks=BLOCKS, number_format="float32", hashes=hashes)
+    return layer_fingerprints(
+        folder, blocks=BLOCKS, number_format="float32", hashes=hashes,
+        settings=all_settings(folder), tokenizer=tokenizer_files(folder),
+    )  # fmt: skip
 
 
 def hash_of_all(folder: Path, *, number_format: str = "float32") -> str:
@@ -236,7 +241,10 @@ def test_a_tensor_of_whole_numbers_is_not_read_as_float(tmp_path: Path) -> None:
 def test_the_parts_that_differ_are_those_of_the_layers_whose_fingerprint_does(changed: str, tmp_path: Path) -> None:
     def parts(folder: Path) -> list[dict[str, str]]:
         hashes = tensor_hashes(stored_tensors(folder))
-        return layer_parts(folder, blocks=BLOCKS, number_format="float32", hashes=hashes)
+        return layer_parts(
+            folder, blocks=BLOCKS, number_format="float32", hashes=hashes,
+            settings=all_settings(folder), tokenizer=tokenizer_files(folder),
+        )  # fmt: skip
 
     folder = write(tmp_path, TENSORS)
     before = fingerprints(folder), parts(folder)

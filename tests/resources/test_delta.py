@@ -329,8 +329,35 @@ def test_checkpoints_take_no_commit_away(lake: DeltaLake) -> None:
             "materializations", rows_of(TABLES["materializations"], 1, commit_uuid=str(number)), record={"n": number}
         )
     assert list(log_of(lake, "materializations").glob("*.checkpoint.parquet"))
-    assert [commit["record"]["n"] for commit in lake.history("materializations")[:-1]] == [*range(101, -1, -1)]
+    records = [commit["record"] for commit in lake.history("materializations")[:-1]]
+    assert [record["n"] for record in records if "n" in record] == [*range(101, -1, -1)]
     assert lake.read("materializations").height == lake.rows("materializations") == 102
+
+
+def test_many_small_files_are_laid_together_and_no_row_version_or_line_is_lost(
+    lake: DeltaLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delta, "SMALL_FILES", 4)
+    for number in range(11):
+        assert lake.add("language_calls", calls([f"{number:02}"]), record={"n": number}) is not None
+        assert len(lake.files("language_calls")) <= 4
+    assert lake.read("language_calls").get_column("request_id").to_list() == [f"{number:02}" for number in range(11)]
+    commits = lake.history("language_calls")
+    for commit in commits[:-2]:
+        before = [at for at in commits if at["version"] <= commit["version"] and "n" in at["record"]]
+        assert len(lake.read("language_calls", version=commit["version"])) == len(before)
+    assert [commit["record"].get("n") for commit in commits].count(None) > 2
+    assert lake.add("language_calls", calls(["03"]), record={}) is None
+    checks, _ = integrity(lake)
+    assert [check.findings for check in checks] == [[]] * len(checks)
+
+
+def test_files_that_cannot_be_laid_together_stay_as_they_are(lake: DeltaLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delta, "SMALL_FILES", 2)
+    monkeypatch.setattr(table_form, "layout", lambda rows: 1 / 0 if rows.is_empty() else None)
+    for number in range(3):
+        lake.add("language_calls", calls([f"{number}"]), record={})
+    assert len(lake.files("language_calls")) == 3
 
 
 # ---- refusing

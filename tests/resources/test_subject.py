@@ -694,6 +694,15 @@ def test_shared_blocks_and_models_of_pictures_are_refused(tmp_path: Path) -> Non
             HuggingFaceSubject(str(tmp_path)).layers()
 
 
+@pytest.mark.parametrize("family", ["vit", "canine"])
+def test_a_model_without_a_table_of_token_embeddings_is_refused(family: str, tmp_path: Path) -> None:
+    CONFIG_MAPPING[family](
+        num_hidden_layers=2, hidden_size=16, num_attention_heads=2, intermediate_size=24
+    ).save_pretrained(tmp_path)
+    with pytest.raises(SubjectError, match=r"looked for a table of token embeddings, found none\. Only models of text"):
+        HuggingFaceSubject(str(tmp_path)).layers()
+
+
 def test_a_folder_that_is_not_a_model_says_what_is_missing(gpt2: Path, tmp_path: Path) -> None:
     with pytest.raises(SubjectError, match="absent is not a folder"):
         HuggingFaceSubject(str(tmp_path / "absent")).layers()
