@@ -2,11 +2,11 @@
 
 Each takes a folder over under a name, the `source`. Rows of other sources stay; the same source read again replaces its
 rows of the neurons that are read. What the files are (by hash) and what was rejected (with the reason) is in
-`imported_files`, what the numbers mean in `imports`.
+`imported_files`, what the numbers mean in `imports`. The files themselves are in `imported_originals`, byte for byte.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -21,14 +21,18 @@ from assets.spec import OWNERS
 from assets.step import add_record
 from pipeline import delphi_import, lines_import, neuronpedia_import, openai_import
 from pipeline.imports import BY_LAYER, Batch
+from pipeline.originals import TABLE, Part, listing, parts
+from pipeline.originals import frame as originals
 from pipeline.ports import Foreign, Lake, Progress
-from pipeline.provenance import content_hash, frame_hash, identity
+from pipeline.provenance import frame_hash, identity
 from pipeline.tables import TABLES
 
 CODE_VERSION = "1"
-NEURONS = 1024
+NEURONS = 512
 """Neurons written at a time: each write is a commit of several tables."""
 SEQUENCES = 20_000
+ORIGINALS = 24 * 2**20
+"""Bytes of files written at a time."""
 SHOWN = 20
 """Rejected files that the asset page names."""
 
@@ -70,6 +74,7 @@ class ImportConfig(dg.Config):
     folder: str
     source: str
     conventions: dict[str, str] = Field(default_factory=dict)
+    keep_originals: bool = True
 
 
 def take_over(
@@ -83,8 +88,9 @@ def take_over(
     conventions: Mapping[str, str],
     run_id: str,
     code: Mapping[str, Any],
+    keep_originals: bool = True,
 ) -> Taken:
-    """Take over everything of a form in a folder.
+    """Take over everything of a form in a folder; the files themselves too, unless `keep_originals` is False.
 
     Raises:
         SettingsError: there is nothing of this form.
@@ -97,7 +103,9 @@ def take_over(
     )
     total, done = foreign.count(form, folder), 0
     hashes: list[tuple[str, str]] = []
-    for batch in foreign.batches(form, folder, source=source, tokenizer=conventions.get("tokenizer")):
+    for batch in foreign.batches(
+        form, folder, source=source, tokenizer=conventions.get("tokenizer"), originals=keep_originals
+    ):
         writer.add(batch)
         for file in batch.files:
             hashes.append((file["path"], file["sha256"]))
@@ -107,8 +115,11 @@ def take_over(
                 taken.imported += 1
         done += len(batch.files)
         progress(f"import {form}", done, total, f"{len(taken.rejected):,} rejected")
+    files_hash, files = listing(hashes)
+    if keep_originals:
+        for part in parts(files_hash, files):
+            writer.keep([part])
     writer.close()
-    files_hash = content_hash([list(pair) for pair in sorted(hashes)])
     said = json.dumps(taken.conventions, sort_keys=True)
     writer.only_add(
         "imports",
@@ -129,7 +140,10 @@ def take_over(
             "layer": None, "neurons": None, "step_key": None, "rows": sum(taken.rows.values()),
             "content_hash": frame_hash(lake.read("imports"), key=TABLES["imports"].key),
             "inputs": json.dumps({"files": {"content_hash": files_hash, "version": None}}),
-            "settings": json.dumps({"form": form, "source": source, "conventions": dict(taken.conventions)}, sort_keys=True),
+            "settings": json.dumps(
+                {"form": form, "source": source, "conventions": dict(taken.conventions), "keep_originals": keep_originals},
+                sort_keys=True,
+            ),
             "code": json.dumps({**code, "code_version": CODE_VERSION}, sort_keys=True),
             "environment": "{}", "usage": "{}", "started_at": started, "finished_at": datetime.now(UTC),
             "status": "done", "error": None,
@@ -147,12 +161,16 @@ class _Writer:
         self._neurons: dict[int, set[int]] = {}
         self._sequences: list[pl.DataFrame] = []
         self._files: list[pl.DataFrame] = []
+        self._originals: list[Part] = []
+        self._held = 0
+        """Bytes of originals that wait."""
         self._known = np.zeros(0, dtype=np.uint64)
         self._had = {name: lake.version(name) is not None for name in BY_LAYER}
         self._done: set[tuple[int, int]] = set()
 
     def add(self, batch: Batch) -> None:
         """Take a batch; its sequences and files are written before its rows, which name them."""
+        self.keep(batch.originals)
         self._sequence_rows(batch.sequences)
         schema = {n: k for n, k in TABLES["imported_files"].schema.items() if n not in ("source", "identity", "run_id")}
         files = pl.DataFrame(batch.files, schema=schema)
@@ -174,6 +192,14 @@ class _Writer:
             if len(found) >= NEURONS:
                 self._write(layer)
 
+    def keep(self, parts_of_files: Sequence[Part]) -> None:
+        """Take files as they are. They are written before what is said of them."""
+        for part in parts_of_files:
+            self._originals.append(part)
+            self._held += len(part[2])
+            if self._held >= ORIGINALS:
+                self._keep()
+
     def close(self) -> None:
         """Write what is left."""
         for layer in list(self._waiting):
@@ -190,18 +216,18 @@ class _Writer:
         # What a form has in several files of a neuron may have been written a moment ago.
         again = not self._done.isdisjoint((layer, neuron) for neuron in neurons)
         self._done.update((layer, neuron) for neuron in neurons)
-        new = {
-            name: pl.concat([frames[name] for frames in waiting]).with_columns(pl.lit(self._run_id).alias("run_id"))
-            for name in BY_LAYER
-        }
+        brought = _brought(waiting)
         for name in BY_LAYER:
-            rows = new[name]
+            # What is written is let go before the next table is put together.
+            rows = pl.concat([frames.pop(name) for frames in waiting]).with_columns(
+                pl.lit(self._run_id).alias("run_id")
+            )
             kept = len(rows)
             if self._had[name] or again:
                 others = self._lake.read(name, layer=layer, neurons=neurons).filter(
                     (pl.col("source") != self._source)
                     | (pl.col("run_id") == self._run_id)
-                    | ~pl.col("neuron").is_in(_brought(new, name).implode())
+                    | ~pl.col("neuron").is_in(brought[name].implode())
                 )
                 rows = pl.concat([others, rows.select(others.columns)])
             elif rows.is_empty():
@@ -222,20 +248,30 @@ class _Writer:
         if sum(map(len, self._sequences)) >= SEQUENCES:
             self._flush()
 
+    def _keep(self) -> None:
+        if self._originals:
+            self.only_add(TABLE, originals(self._originals))
+        self._originals.clear()
+        self._held = 0
+
     def _flush(self) -> None:
+        self._keep()
         for table, waiting in (("imported_files", self._files), ("imported_sequences", self._sequences)):
             if sum(map(len, waiting)):
                 self.only_add(table, pl.concat(waiting))
             waiting.clear()
 
 
-def _brought(new: Mapping[str, pl.DataFrame], table: str) -> pl.Series:
-    """The neurons of which there are new rows in a table, or in one that comes in the same files as it.
+def _brought(waiting: Sequence[Mapping[str, pl.DataFrame]]) -> dict[str, pl.Series]:
+    """For each table the neurons of which there are new rows in it, or in one that comes in the same files as it.
 
     Only their rows of an earlier import are given up: a file that was rejected this time takes away nothing.
     """
-    together = next(names for names in TOGETHER if table in names)
-    return pl.concat([new[name].get_column("neuron") for name in together]).unique()
+    found: dict[str, pl.Series] = {}
+    for together in TOGETHER:
+        neurons = pl.concat([frames[name].get_column("neuron") for name in together for frames in waiting]).unique()
+        found |= dict.fromkeys(together, neurons)
+    return found
 
 
 def define(code: Mapping[str, Any]) -> list[dg.AssetsDefinition]:
@@ -261,7 +297,7 @@ def _asset(form: str, code: Mapping[str, Any]) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult:
         taken = take_over(
             lake, foreign, progress, form=form, folder=config.folder, source=config.source,
-            conventions=config.conventions, run_id=context.run.run_id, code=code,
+            conventions=config.conventions, run_id=context.run.run_id, code=code, keep_originals=config.keep_originals,
         )  # fmt: skip
         return dg.MaterializeResult(value=taken.as_dict(), metadata=dict(_metadata(taken)))
 

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from assets import exports, imports
 from benchmarks.figures import Figure, as_json, as_text
 from resources.delta import DeltaLake
 from resources.export_folder import ExportFolder
@@ -112,7 +111,12 @@ def unheard(step: str, done: int, total: int, detail: str = "") -> None:
 
 
 def leg(name: str, source: str, target: str) -> dict[str, Any]:
-    """One half of the way, timed, with the peak memory of this process and of its children."""
+    """One half of the way, timed, with the peak memory of this process and of its children.
+
+    Dagster is imported here, as the command does: processes that parse begin with what this file imports, and need none.
+    """
+    from assets import exports, imports
+
     begun = time.perf_counter()
     if name == "export":
         with ExportFolder(Path(target)) as folder:
@@ -135,6 +139,8 @@ def leg(name: str, source: str, target: str) -> dict[str, Any]:
 
 def mutilated(lake: str, count: int) -> list[Figure]:
     """Files of which a piece is gone, doubled, put elsewhere or of another kind: each is imported or rejected."""
+    from assets import exports, imports
+
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home) / "files"
         with ExportFolder(folder) as out:

@@ -14,7 +14,7 @@ import polars as pl
 from assets.freshness import WORTH_ASKING_AGAIN, State
 from assets.project import layer_key
 from assets.step import DATA_VERSION_TAG, data_version
-from explorer import verify
+from explorer import originals, verify
 from explorer.replay import REPLAYED, Records, Replayed, replay
 from explorer.verify import DIFFERS, NOT_CHECKED, Link, Outside
 from pipeline.audit import CHECKS, Audit, Check
@@ -351,11 +351,11 @@ def _model(on: _Lake) -> Iterator[Check]:
     yield from _linked("A16", files)
 
 
-def _linked(name: str, links: Sequence[Link], *, left_out: str | None = None) -> Iterator[Check]:
+def _linked(name: str, links: Sequence[Link], *, left_out: str | None = None, of: str = "layers") -> Iterator[Check]:
     done = [link for link in links if link.outcome != NOT_CHECKED]
     missing = sorted({link.said for link in links if link.outcome == NOT_CHECKED})
     findings = [f"{link.at}: {link.said}" for link in links if link.outcome == DIFFERS]
-    looked = done[0].said if len(done) == 1 else f"{len(done):,} layers"
+    looked = done[0].said if len(done) == 1 else f"{len(done):,} {of}"
     not_checked = "; ".join(missing) or (left_out if done else "there are none")
     yield Check(name, looked if done else "", findings, not_checked=not_checked)
 
@@ -441,6 +441,17 @@ def _secrets(on: _Lake) -> Iterator[Check]:
     yield Check("A20", f"{cells:,} texts", findings, notes=notes)
 
 
+def _originals(on: _Lake) -> Iterator[Check]:
+    if on.scope.quick:
+        return
+    if on.scope.layer is not None:
+        yield Check("A21", not_checked="it is about whole imports; `neuronledger verify --source NAME` checks one")
+        return
+    known = sorted(originals.sources(on.lake))
+    links = [link for source in known for link in originals.links(on.lake, source, say=on.say)]
+    yield from _linked("A21", links, of="imports")
+
+
 _CHECKS: Mapping[tuple[str, ...], Callable[[_Lake], Iterator[Check]]] = {
     ("A5",): _content,
     ("A7",): _references,
@@ -454,4 +465,5 @@ _CHECKS: Mapping[tuple[str, ...], Callable[[_Lake], Iterator[Check]]] = {
     ("A12", "A13", "A14"): _replay,
     ("A15", "A16"): _model,
     ("A17",): _stale,
+    ("A21",): _originals,
 }

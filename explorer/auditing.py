@@ -118,7 +118,8 @@ def audited_lake(
 @main.command()
 @click.argument("neuron", required=False)
 @click.option("--layer", "wanted", help="Verify all of these layers, such as 0-3,7.")
-@click.option("--all", "every", is_flag=True, help="Verify all layers of the lake.")
+@click.option("--source", help="Verify an import: parse the files that it kept again.")
+@click.option("--all", "every", is_flag=True, help="Verify all layers and imports of the lake.")
 @recompute_option
 @draw_option
 @click.option("--json", "as_json", is_flag=True, help="A list of {name, at, outcome, said, neurons}.")
@@ -127,6 +128,7 @@ def audited_lake(
 def verify(  # noqa: PLR0917
     neuron: str | None,
     wanted: str | None,
+    source: str | None,
     every: bool,  # noqa: FBT001 (click passes flags by name)
     recompute: int,
     draw: int,
@@ -137,19 +139,26 @@ def verify(  # noqa: PLR0917
 
     Exits with 0 if all that could be compared is equal, 1 if something differs, 2 if it could not run.
     """
+    from explorer import originals
     from explorer.verify import DIFFERS, captured_layers
     from explorer.verify import verify as verified
 
     with _run_or_say_why():
-        if (neuron is not None) + (wanted is not None) + every != 1:
-            _not_run("say what to verify: a neuron such as 5:131, --layer 0-3, or --all")
+        if (neuron is not None) + (wanted is not None) + (source is not None) + every != 1:
+            _not_run("say what to verify: a neuron such as 5:131, --layer 0-3, --source NAME, or --all")
         settings = load(**flags)
         layer, index = _neuron(neuron)
         lake = _lake(settings)
         known = captured_layers(lake)
-        layers = [layer] if layer is not None else known if every else layer_range(wanted, max(known, default=-1) + 1)
+        imported = [source] if source is not None else sorted(originals.sources(lake)) if every else []
+        layers = (
+            [] if source is not None
+            else [layer] if layer is not None
+            else known if every
+            else layer_range(wanted, max(known, default=-1) + 1)
+        )  # fmt: skip
         with _said("opening the model") as status:
-            outside = at_hand(settings, lake)
+            outside = at_hand(settings, lake) if layers else _nothing()
             links: list[Link] = []
             for place, each in enumerate(layers):
                 links += verified(
@@ -157,6 +166,8 @@ def verify(  # noqa: PLR0917
                     # The documents of all layers are the same.
                     with_documents=place == 0,
                 )  # fmt: skip
+            for name in imported:
+                links += originals.links(lake, name, say=status.update)
     if as_json:
         click.echo(json.dumps([asdict(link) for link in links]))
     else:

@@ -11,7 +11,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from explorer import compared
 from explorer.command import layer_range, main, reported, screen, settings_options
 from explorer.terminal import harmless
 from pipeline.comparison import PARTS, TABLES, Comparison
@@ -38,6 +37,9 @@ def compare(a: str, b: str, wanted: str | None, as_json: bool, **flags: Any) -> 
     `.@2026-03-01T12:00`: the lake as it was after that run, or at that time (UTC unless it says otherwise); a commit
     (`.@scores@7`) or a head of the ledger names one too. Nothing is asked of a language model.
     """
+    # Compiled loops come with this, and every command would wait for them.
+    from explorer import compared
+
     settings = load(**flags)
     sides = [_side(side, settings) for side in (a, b)]
     layers = set.intersection(*(_scored(side) for side in sides))

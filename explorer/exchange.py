@@ -95,6 +95,20 @@ def export_csv(folder: Path, wanted: str | None, replace: bool, as_json: bool, *
     _export(exports.csv, folder, wanted, replace=replace, as_json=as_json, flags=flags)
 
 
+@export_group.command("originals")
+@click.option("--source", help="Only what was imported under this name.")
+@click.option("--json", "as_json", is_flag=True, help="What was written, as JSON.")
+@click.option("--replace", is_flag=True, help="Replace an earlier export in this folder.")
+@FOLDER
+@settings_options
+@reported
+def export_originals(folder: Path, source: str | None, replace: bool, as_json: bool, **flags: Any) -> None:  # noqa: FBT001
+    """The files that were imported, byte for byte, each source in a folder of its name."""
+    from explorer import originals
+
+    _export(originals.give_back, folder, None, replace=replace, as_json=as_json, flags=flags, source=source)
+
+
 def _export(
     write: Any, folder: Path, wanted: str | None, *, replace: bool, as_json: bool, flags: Mapping[str, Any], **more: Any
 ) -> None:
@@ -107,8 +121,10 @@ def _export(
     if wanted is not None:
         sites = lake.read("subject_layers")
         layers = layer_range(wanted, max(sites.get_column("layer").to_list(), default=-1) + 1)
+    if "source" not in more:
+        more["layers"] = layers
     with TerminalProgress(Console(stderr=True)) as progress, ExportFolder(folder, replace=replace) as out:
-        about = write(lake, out, progress, layers=layers, **more)
+        about = write(lake, out, progress, **more)
     if as_json:
         click.echo(json.dumps(about))
         return
@@ -139,6 +155,10 @@ def import_options(command: Any) -> Any:
             "--convention", "told", multiple=True, metavar="NAME=TEXT",
             help=f"What the numbers mean, where the files do not say: {', '.join(CONVENTIONS)}. May be given several times.",
         ),
+        click.option(
+            "--keep-originals", "keep", type=click.Choice(("yes", "no")), default="yes", show_default=True,
+            help="Keep the files themselves in the lake too, byte for byte.",
+        ),
         click.option("--source", help="Name for what is imported, such as gpt2-xl-openai; that of the form unless given."),
         click.argument("folder", type=click.Path(path_type=Path)),
     ):  # fmt: skip
@@ -150,45 +170,80 @@ def import_options(command: Any) -> Any:
 @import_options
 @settings_options
 @reported
-def import_openai(folder: Path, source: str | None, told: tuple[str, ...], as_json: bool, **flags: Any) -> None:  # noqa: FBT001
+def import_openai(
+    folder: Path,
+    source: str | None,
+    told: tuple[str, ...],
+    keep: str,
+    as_json: bool,  # noqa: FBT001
+    **flags: Any,
+) -> None:
     """Files of OpenAI's release or of transformer-debugger: records, explanations, simulations, scores, related ones."""
-    _import("openai", folder, source, told, as_json=as_json, flags=flags)
+    _import("openai", folder, source, told, keep=keep, as_json=as_json, flags=flags)
 
 
 @import_group.command("neuronpedia")
 @import_options
 @settings_options
 @reported
-def import_neuronpedia(folder: Path, source: str | None, told: tuple[str, ...], as_json: bool, **flags: Any) -> None:  # noqa: FBT001
+def import_neuronpedia(
+    folder: Path,
+    source: str | None,
+    told: tuple[str, ...],
+    keep: str,
+    as_json: bool,  # noqa: FBT001
+    **flags: Any,
+) -> None:
     """Folders of Neuronpedia's exports: features, activations and explanations as batch-N.jsonl.gz."""
-    _import("neuronpedia", folder, source, told, as_json=as_json, flags=flags)
+    _import("neuronpedia", folder, source, told, keep=keep, as_json=as_json, flags=flags)
 
 
 @import_group.command("delphi")
 @import_options
 @settings_options
 @reported
-def import_delphi(folder: Path, source: str | None, told: tuple[str, ...], as_json: bool, **flags: Any) -> None:  # noqa: FBT001
+def import_delphi(
+    folder: Path,
+    source: str | None,
+    told: tuple[str, ...],
+    keep: str,
+    as_json: bool,  # noqa: FBT001
+    **flags: Any,
+) -> None:
     """Results of EleutherAI's delphi: explanations, and scores by simulation, detection and fuzzing."""
-    _import("delphi", folder, source, told, as_json=as_json, flags=flags)
+    _import("delphi", folder, source, told, keep=keep, as_json=as_json, flags=flags)
 
 
 @import_group.command("csv")
 @import_options
 @settings_options
 @reported
-def import_csv(folder: Path, source: str | None, told: tuple[str, ...], as_json: bool, **flags: Any) -> None:  # noqa: FBT001
+def import_csv(
+    folder: Path,
+    source: str | None,
+    told: tuple[str, ...],
+    keep: str,
+    as_json: bool,  # noqa: FBT001
+    **flags: Any,
+) -> None:
     """A CSV file with the columns neuron (or layer and neuron) and explanation, and author and score if there are."""
-    _import("csv", folder, source, told, as_json=as_json, flags=flags)
+    _import("csv", folder, source, told, keep=keep, as_json=as_json, flags=flags)
 
 
 @import_group.command("jsonl")
 @import_options
 @settings_options
 @reported
-def import_jsonl(folder: Path, source: str | None, told: tuple[str, ...], as_json: bool, **flags: Any) -> None:  # noqa: FBT001
+def import_jsonl(
+    folder: Path,
+    source: str | None,
+    told: tuple[str, ...],
+    keep: str,
+    as_json: bool,  # noqa: FBT001
+    **flags: Any,
+) -> None:
     """A file of JSON Lines with the same fields as `import csv`."""
-    _import("jsonl", folder, source, told, as_json=as_json, flags=flags)
+    _import("jsonl", folder, source, told, keep=keep, as_json=as_json, flags=flags)
 
 
 @import_group.command("scores")
@@ -223,7 +278,14 @@ def import_words(source: str | None, **flags: Any) -> None:
 
 
 def _import(
-    form: str, folder: Path, source: str | None, told: tuple[str, ...], *, as_json: bool, flags: Mapping[str, Any]
+    form: str,
+    folder: Path,
+    source: str | None,
+    told: tuple[str, ...],
+    *,
+    keep: str,
+    as_json: bool,
+    flags: Mapping[str, Any],
 ) -> None:
     import dagster as dg
 
@@ -253,7 +315,16 @@ def _import(
             instance=opened,
             asset_selection=[dg.AssetKey(asset)],
             run_config={
-                "ops": {asset: {"config": {"folder": place, "source": name, "conventions": conventions}}},
+                "ops": {
+                    asset: {
+                        "config": {
+                            "folder": place,
+                            "source": name,
+                            "conventions": conventions,
+                            "keep_originals": keep == "yes",
+                        }
+                    }
+                },
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
             },
             raise_on_error=False,

@@ -1,9 +1,10 @@
-"""An audit: twenty questions to a lake, each with what was looked at, what was found, and what was not checked.
+"""An audit: twenty-one questions to a lake, each with what was looked at, what was found, and what was not checked.
 
     A1-A6     are the bytes and rows those that were written?
     A7-A10    does everything lead back to what it was made from, nothing counted twice or lost?
     A11-A16   do texts, prompts, replies, scores, activations and weights give the same again?
     A17-A20   is it up to date, from known code, from the model asked for, and free of secrets?
+    A21       do the files that imports kept give the same rows again?
 
 A clean audit says what was not checked, because silence would pass for proof.
 """
@@ -32,6 +33,7 @@ CHECKS = {
     "A18": "the code that ran is known",
     "A19": "the language model that answered is the one asked",
     "A20": "no table holds a secret",
+    "A21": "the kept files of imports give the same rows again",
 }
 """The checks in their order, each as what is true if it finds nothing."""
 

@@ -19,6 +19,7 @@ import orjson
 import polars as pl
 
 from pipeline.errors import FormError
+from pipeline.originals import Part
 from pipeline.provenance import TAG, content_hash, identities, identity, short
 from pipeline.tables import TABLES
 
@@ -72,6 +73,8 @@ class Batch:
     sequences: pl.DataFrame
     files: list[dict[str, Any]]
     file_identities: list[str]
+    originals: Sequence[Part] = ()
+    """The files that were taken, as they are (`pipeline.originals`)."""
 
 
 def sequence_id(tokens: Sequence[str]) -> str:

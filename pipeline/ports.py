@@ -442,6 +442,10 @@ class Folder(Protocol):
         """Write one file under a relative name, with `/` between its parts."""
         ...
 
+    def stream(self, name: str, pieces: "Iterable[bytes]") -> None:
+        """Write one file that may be larger than memory."""
+        self.write(name, b"".join(pieces))
+
 
 class Releases(Protocol):
     """Keeps what was released, each version once and for good."""
@@ -542,10 +546,13 @@ class Foreign(Protocol):
         """How many files (or parts of files) `batches` will have something to say of, as far as that is known."""
         ...
 
-    def batches(self, form: str, place: str, *, source: str, tokenizer: str | None = None) -> "Iterator[Batch]":
+    def batches(
+        self, form: str, place: str, *, source: str, tokenizer: str | None = None, originals: bool = True
+    ) -> "Iterator[Batch]":
         """The rows of all files of a form under a folder, or of one file, layer by layer.
 
-        `tokenizer` is a folder with the tokenizer of those forms that have token ids; they stay ids without one.
+        `tokenizer` is a folder with the tokenizer of those forms that have token ids; they stay ids without one. With
+        `originals` the files themselves come too.
 
         A file that is not of its form comes as rejected, and the others go on.
 

@@ -742,6 +742,19 @@ imported_files = Table(
     },
 )
 
+imported_originals = Table(
+    name="imported_originals",
+    doc="A file of another system as it was, byte for byte, or the list of the files of an import; each kept once.",
+    key=("sha256", "part"),
+    by_layer=False,
+    columns={
+        "sha256": Column(pl.String, "tagged hash of the whole file; of a list, `files_hash` in `imports`"),
+        "part": Column(pl.Int32, "place of this part of the file, from 0"),
+        "content": Column(pl.Binary, "the bytes of the part, 8 MiB unless it is the last"),
+        **MADE,
+    },
+)
+
 imported_sequences = Table(
     name="imported_sequences",
     doc="A sequence of another system: tokens as text, because its files have no ids.",
@@ -921,6 +934,7 @@ TABLES: dict[str, Table] = {
         materializations,
         imports,
         imported_files,
+        imported_originals,
         imported_sequences,
         imported_neurons,
         imported_records,

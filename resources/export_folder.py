@@ -10,6 +10,7 @@ earlier export that was put aside to be replaced comes back then.
 import hashlib
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 
@@ -51,6 +52,14 @@ class ExportFolder(Folder):
         Raises:
             ValueError: the name leaves the folder.
         """
+        self.stream(name, (data,))
+
+    def stream(self, name: str, pieces: Iterable[bytes]) -> None:
+        """Write one file piece by piece.
+
+        Raises:
+            ValueError: the name leaves the folder.
+        """
         parts = PurePosixPath(name)
         if parts.is_absolute() or ".." in parts.parts:
             raise ValueError(f"{name!r} must lie within the export")
@@ -58,9 +67,10 @@ class ExportFolder(Folder):
             (self._unfinished / parts.parent).mkdir(parents=True, exist_ok=True)
             self._made.add(parts.parent)
         with (self._unfinished / parts).open("xb") as file:
-            file.write(data)
+            for piece in pieces:
+                file.write(piece)
+                self.bytes += len(piece)
         self.files += 1
-        self.bytes += len(data)
 
     def place(self, name: str) -> Path:
         """Where to write a file by other means, such as Parquet."""

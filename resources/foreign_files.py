@@ -11,11 +11,12 @@ import hashlib
 import io
 import os
 import re
+import stat
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from itertools import groupby, islice
 from multiprocessing import get_context
 from operator import itemgetter
@@ -25,6 +26,7 @@ from typing import Any
 from pipeline import delphi_import, delphi_latents, imports, lines_import, neuronpedia_import, openai_import
 from pipeline.errors import FormError, SettingsError
 from pipeline.imports import Batch, Found
+from pipeline.originals import PART, Part, n_parts, parts
 from pipeline.ports import Foreign
 from pipeline.provenance import TAG
 from resources.latents_file import LatentsFile, vocabulary
@@ -32,7 +34,7 @@ from resources.latents_file import LatentsFile, vocabulary
 NEURONS = 128
 """Neurons whose files are a task of one process; the files of a neuron are never in two."""
 LARGEST = 2**30
-"""Most bytes that a packed file may hold."""
+"""Most bytes of a file that is read whole, and of what is packed in it."""
 AHEAD = 2
 """Tasks for each process that may be done before their rows are wanted: memory is bounded by them."""
 
@@ -65,22 +67,30 @@ class ForeignFiles(Foreign):
         """How many files of the form there are."""
         return len({name for task in _found(form, Path(place)) for name in task.names})
 
-    def batches(self, form: str, place: str, *, source: str, tokenizer: str | None = None) -> Iterator[Batch]:
+    def batches(
+        self, form: str, place: str, *, source: str, tokenizer: str | None = None, originals: bool = True
+    ) -> Iterator[Batch]:
         """The rows of all files of the form, layer by layer."""
         root = Path(place)
-        tasks = _found(form, root)
-        if len(tasks) == 1 or self._processes == 1:
-            yield from (parsed(form, root, task, source, tokenizer) for task in tasks)
+        found = _found(form, root)
+        how = partial(parsed, form, root, source=source, tokenizer=tokenizer, originals=originals)
+        for task, batch in zip(found, self._parsed(found, how), strict=True):
+            if originals and task.latents is not None:
+                # Such a file may be larger than memory, so it comes in parts, and before the rows made of it.
+                yield from _in_parts(root, task, batch, source=source)
+            yield batch
+
+    def _parsed(self, found: list[Task], how: Callable[[Task], Batch]) -> Iterator[Batch]:
+        if len(found) == 1 or self._processes == 1:
+            yield from map(how, found)
             return
         # A forked process would inherit locks of threads that it does not have.
         with ProcessPoolExecutor(self._processes, mp_context=get_context("spawn"), initializer=_ready) as pool:
-            waiting = iter(tasks)
+            waiting = iter(found)
             running: list[Future[Batch]] = []
 
             def start(count: int) -> None:
-                running.extend(
-                    pool.submit(parsed, form, root, task, source, tokenizer) for task in islice(waiting, count)
-                )
+                running.extend(pool.submit(how, task) for task in islice(waiting, count))
 
             start(self._processes * AHEAD)
             while running:
@@ -94,7 +104,9 @@ def _ready() -> None:
     gc.set_threshold(1_000_000)
 
 
-def parsed(form: str, root: Path, task: Task, source: str, tokenizer: str | None = None) -> Batch:
+def parsed(
+    form: str, root: Path, task: Task, *, source: str, tokenizer: str | None = None, originals: bool = False
+) -> Batch:
     """The rows of some files, and what became of each."""
     if task.latents is not None:
         return _latents(root, task.names[0], task.latents, source, tokenizer)
@@ -102,6 +114,7 @@ def parsed(form: str, root: Path, task: Task, source: str, tokenizer: str | None
     found: list[Found] = []
     files: list[dict[str, Any]] = []
     seen: dict[tuple[str | None, ...], str] = {}
+    kept: list[Part] = []
     for name in task.names:
         row: dict[str, Any] = {
             "path": name,
@@ -113,7 +126,7 @@ def parsed(form: str, root: Path, task: Task, source: str, tokenizer: str | None
         }
         files.append(row)
         try:
-            data = _path(root, name).read_bytes()
+            data = _read(_path(root, name))
             row |= {"sha256": imports.file_hash(data), "size": len(data)}
             match = pattern.fullmatch(name)
             assert match is not None  # noqa: S101 - it was found by this pattern
@@ -125,6 +138,8 @@ def parsed(form: str, root: Path, task: Task, source: str, tokenizer: str | None
                 parse(imports.decode(_unpacked(name, data)), match, source=source, path=name, file=row["sha256"])
             )
             seen[at] = name
+            if originals:
+                kept += parts(row["sha256"], data)
             files += [
                 {**row, "path": f"{name}: {where}", "status": "rejected", "reason": why, "offset_in_file": offset}
                 for where, why, offset in found[-1].rejected
@@ -136,7 +151,30 @@ def parsed(form: str, root: Path, task: Task, source: str, tokenizer: str | None
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             # A file of somebody else can be odd in ways that no reader foresaw; it must not stop the others.
             row |= {"status": "rejected", "reason": f"it is not of this form: {error}"}
-    return imports.batch(found, files, source=source)
+    return replace(imports.batch(found, files, source=source), originals=kept)
+
+
+def _in_parts(root: Path, task: Task, batch: Batch, *, source: str) -> Iterator[Batch]:
+    """A file of latents, if it was taken, in parts; with the first of its tasks.
+
+    Raises:
+        SettingsError: it changed since it was parsed.
+    """
+    taken = [row for row in batch.files if row["path"] == task.names[0] and row["status"] == "imported"]
+    if not taken:
+        return
+    nothing = imports.batch([], [], source=source)
+    with _path(root, task.names[0]).open("rb") as file:
+        before = os.fstat(file.fileno())
+        same = TAG + hashlib.file_digest(file, "sha256").hexdigest() == taken[0]["sha256"]
+        file.seek(0)
+        for part in range(n_parts(before.st_size)):
+            content = file.read(PART)
+            now = os.fstat(file.fileno())
+            # What was read is of the file that was hashed as long as nobody wrote to it since.
+            if not same or (now.st_mtime_ns, now.st_size) != (before.st_mtime_ns, before.st_size):
+                raise SettingsError(f"{task.names[0]} changed while it was imported; import it again")
+            yield replace(nothing, originals=[(taken[0]["sha256"], part, content)])
 
 
 def _latents(root: Path, name: str, latents: range, source: str, tokenizer: str | None) -> Batch:
@@ -151,6 +189,8 @@ def _latents(root: Path, name: str, latents: range, source: str, tokenizer: str 
     found: list[Found] = []
     try:
         status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise FormError("it is no file, but a device, a pipe or a folder")
         row |= {"sha256": _hash(path, status.st_mtime_ns, status.st_size), "size": status.st_size}
         if len(latents) > LARGEST_FILE:
             raise FormError(f"its name says that it is of {len(latents):,} latents; there may be {LARGEST_FILE:,}")
@@ -181,8 +221,7 @@ def _found(form: str, root: Path) -> list[Task]:
     """
     if not root.exists():
         raise SettingsError(f"{root} is not there; give a folder or a file of the form `{form}`")
-    pattern, _ = FORMS[form]
-    matches = {name: match for name in _names(root) if (match := pattern.fullmatch(name))}
+    matches = _matches(form, _names(root))
     if not matches:
         raise SettingsError(f"{root} holds no files of the form `{form}`; they would be such as {EXAMPLES[form]}")
     roots = (
@@ -192,10 +231,24 @@ def _found(form: str, root: Path) -> list[Task]:
     )
     if len(roots) > 1:
         raise SettingsError(f"{root} holds several sets of data: {', '.join(roots[:5])}; import one of these folders")
-    tasks: list[tuple[int, int, Task]] = []
+    return tasks(form, matches)
+
+
+def _matches(form: str, names: Iterable[str]) -> dict[str, re.Match[str]]:
+    pattern, _ = FORMS[form]
+    return {name: match for name in names if (match := pattern.fullmatch(name))}
+
+
+def tasks(form: str, names: Iterable[str]) -> list[Task]:
+    """Files of a form, by their paths, as tasks, layer by layer; the files of a neuron are in one.
+
+    Raises:
+        SettingsError: there are latents of several places in the model that would be one layer.
+    """
+    found: list[tuple[int, int, Task]] = []
     neurons: dict[tuple[int, int], list[str]] = {}
     hookpoints: dict[int, set[str]] = {}
-    for name, match in sorted(matches.items()):
+    for name, match in sorted(_matches(form, names).items()):
         named = match.groupdict()
         layer = int(named.get("layer", 0))
         if named.get("first") is None:
@@ -205,20 +258,20 @@ def _found(form: str, root: Path) -> list[Task]:
         hookpoints.setdefault(layer, set()).add(named["hookpoint"])
         first, end = int(named["first"]), int(named["last"]) + 1
         width = NEURONS if end - first <= LARGEST_FILE else end - first
-        parts = [range(start, min(start + width, end)) for start in range(first, end, width)] or [range(first, first)]
-        tasks += [(layer, part.start, Task((name,), part)) for part in parts]
+        ranges = [range(start, min(start + width, end)) for start in range(first, end, width)] or [range(first, first)]
+        found += [(layer, part.start, Task((name,), part)) for part in ranges]
     for layer, names_of in hookpoints.items():
         if len(names_of) > 1:
             raise SettingsError(
-                f"{root} holds latents of {' and '.join(sorted(names_of))}, which would all be neurons of layer {layer}; "
+                f"there are latents of {' and '.join(sorted(names_of))}, which would all be neurons of layer {layer}; "
                 "import folders that hold one of them each, under a --source of its own"
             )
     for layer, some in groupby(sorted(neurons), key=itemgetter(0)):
         of_layer = list(some)
         for start in range(0, len(of_layer), NEURONS):
             chosen = of_layer[start : start + NEURONS]
-            tasks.append((layer, chosen[0][1], Task(tuple(name for at in chosen for name in neurons[at]))))
-    return [task for _, _, task in sorted(tasks, key=lambda one: one[:2])]
+            found.append((layer, chosen[0][1], Task(tuple(name for at in chosen for name in neurons[at]))))
+    return [task for _, _, task in sorted(found, key=lambda one: one[:2])]
 
 
 LARGEST_FILE = 2**22
@@ -230,6 +283,16 @@ EXAMPLES = {
     "csv": "explanations.csv",
     "jsonl": "explanations.jsonl",
 }
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a file. A pipe or a device, which may never end, is none, whatever its name."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise FormError("it is no file, but a device, a pipe or a folder")
+    if status.st_size > LARGEST:
+        raise FormError(f"it has more than {LARGEST:,} bytes")
+    return path.read_bytes()
 
 
 def _path(root: Path, name: str) -> Path:

@@ -32,6 +32,8 @@ ROW_GROUP_BYTES = 2**18
 larger groups cost in the one, smaller ones in the other."""
 OTHER_ROW_GROUP = 4096
 """Rows in a row group where rows belong to no neuron."""
+LARGE_ROW_GROUP_BYTES = 4 * 2**20
+"""Most bytes of such a row group where rows hold files: to read one of them, no more than this is decoded."""
 
 _DELTA_TYPES: dict[Type, str] = {
     pl.Int8: "byte",
@@ -107,6 +109,9 @@ def layout(rows: pl.DataFrame) -> WriterProperties:
         per_neuron = -(-len(rows) // rows.get_column("neuron").n_unique())
         per_row = max(1, int(rows.estimated_size()) // len(rows))
         group = max(per_neuron, ROW_GROUP_BYTES // per_row)
+    elif pl.Binary in rows.dtypes and len(rows):
+        per_row = max(1, int(rows.estimated_size()) // len(rows))
+        group = min(group, max(1, LARGE_ROW_GROUP_BYTES // per_row))
     default, columns = _encodings(rows.schema)
     return WriterProperties(
         compression="ZSTD",
