@@ -141,7 +141,8 @@ def take_over(
             "content_hash": frame_hash(lake.read("imports"), key=TABLES["imports"].key),
             "inputs": json.dumps({"files": {"content_hash": files_hash, "version": None}}),
             "settings": json.dumps(
-                {"form": form, "source": source, "conventions": dict(taken.conventions), "keep_originals": keep_originals},
+                {"form": form, "source": source, "conventions": dict(taken.conventions), "keep_originals": keep_originals,
+                 "tokenizer": conventions.get("tokenizer")},
                 sort_keys=True,
             ),
             "code": json.dumps({**code, "code_version": CODE_VERSION}, sort_keys=True),

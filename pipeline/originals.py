@@ -118,7 +118,7 @@ def newest_first(records: pl.DataFrame) -> dict[str, list[Mapping[str, str]]]:
                 "run_id": row["run_id"],
                 "form": settings["form"],
                 "files_hash": inputs["files"]["content_hash"],
-                "tokenizer": settings["conventions"].get("tokenizer", ""),
+                "tokenizer": settings.get("tokenizer") or "",
             }
         )
     return found

@@ -154,3 +154,11 @@ def test_a_kept_file_with_another_byte_is_not_given_back(copied, tmp_path):
     assert said.exit_code == 1
     assert "not as they were" in said.stderr
     assert verified(copied, "--source", "csv")[1][0][0] == "differs"
+
+
+def test_results_without_latents_need_no_tokenizer_to_be_parsed_again(copied, tmp_path):
+    place = tmp_path / "explanations"
+    place.mkdir()
+    (place / "layers.5.mlp_latent1.txt").write_text('"dogs"')
+    assert copied.type("import", "delphi", str(tmp_path)).exit_code == 0
+    assert verified(copied, "--source", "delphi") == (0, [("equal", "1 kept file gives the same 1 rows again")])
