@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,17 @@ from pipeline.testing import Planted, ScriptedLanguageModel, planted_checkpoint,
 DOCUMENTS = 60
 
 # Python and its libraries take longer to start than such a run: they start once, and each run is a copy of that process.
+# What starts threads (a question to polars, a table that is opened) is not done here, since a copy has none of them.
 # Where Dagster's events stay in memory, what is fresh is said by the lake alone.
 RUNS = """
-import contextlib, json, os, sys
-import assets.definitions, assets.run, dagster, resources.language, resources.subject, transformers
+import contextlib, json, os, sys, tempfile
+import assets.definitions, assets.run, dagster, pipeline.kernels, pipeline.reduction, resources.language, resources.subject
+import transformers.models.auto.tokenization_auto, transformers.models.gpt2.modeling_gpt2
 from explorer import cli
 from resources import instance
+
+with tempfile.TemporaryDirectory() as folder:
+    dagster.DagsterInstance.local_temp(folder).dispose()
 
 @contextlib.contextmanager
 def in_memory(settings):
@@ -43,7 +50,8 @@ for line in sys.stdin:
         os.dup2(said, 1), os.dup2(said, 2)
         cli.main(words)
     print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    _, status, used = os.wait4(child, 0)
+    print(os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, flush=True)
 """
 
 
@@ -78,6 +86,8 @@ class Runs:
         self._kill_at = 0
         self._kill_after = 0.0
         self._child = 0
+        self.used = 0.0
+        """Seconds of processor time that the last run took."""
         self._lock = threading.Lock()
 
     @property
@@ -94,7 +104,7 @@ class Runs:
     def run(self, home: Path, *, words: list[str] | None = None, kill_at: int = 0, kill_after: float = 0.0) -> int:
         """The exit code of a run, -9 if it was killed `kill_after` seconds after its `kill_at`-th request came.
 
-        Without `kill_at` they count from its beginning.
+        Without `kill_at` they are of processor time, from its beginning: how busy the machine is changes nothing.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -103,10 +113,10 @@ class Runs:
         self._process.stdin.write(json.dumps([str(home), words or self.words]) + "\n")
         self._child = int(self._process.stdout.readline())
         if kill_after and not kill_at:
-            threading.Timer(kill_after, self._kill_one, [self._child]).start()
-        code = int(self._process.stdout.readline())
-        self._child = 0
-        return code
+            threading.Thread(target=self._kill_when_used, args=[self._child, kill_after]).start()
+        code, used = self._process.stdout.readline().split()
+        self._child, self.used = 0, float(used)
+        return int(code)
 
     def _answer(self, request: dict[str, Any]) -> str:
         with self._lock:
@@ -121,9 +131,14 @@ class Runs:
         if child := self._child:
             os.kill(child, signal.SIGKILL)
 
-    def _kill_one(self, child: int) -> None:
-        if child == self._child:
-            os.kill(child, signal.SIGKILL)
+    def _kill_when_used(self, child: int, seconds: float) -> None:
+        while child == self._child:
+            with suppress(OSError):
+                fields = Path(f"/proc/{child}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+                if (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") >= seconds:
+                    os.kill(child, signal.SIGKILL)
+                    return
+            time.sleep(0.005)
 
     def close(self) -> None:
         assert self._process.stdin is not None
