@@ -1,6 +1,7 @@
 """The asset `ablations`: every simulation in the place of its neuron in the subject; only where that scorer is chosen."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
@@ -16,7 +17,7 @@ from pipeline import baselines, scorers
 from pipeline import simulations as played_by_model
 from pipeline.best_of import calibrating
 from pipeline.checks import check
-from pipeline.ports import Lake, LanguageModel, Reply, SubjectModel, Usage
+from pipeline.ports import Answer, Lake, LanguageModel, Machines, Reply, SubjectModel, Usage
 from pipeline.texts import display
 
 CODE_VERSION = f"1.{replaced.FORMULA_VERSION}"
@@ -31,6 +32,28 @@ def settings(project: Project) -> dict[str, Any]:
     return {"scorers": ["ablation"], **simulations.settings(project)}
 
 
+@dataclass(frozen=True)
+class Work:
+    """What is the same for every neuron of a layer."""
+
+    project: Project
+    sequences: pl.DataFrame
+    impossible: str | None
+    """Why no neuron of this subject can be replaced, if so: then nobody is asked."""
+
+
+def fitted(
+    work: Work, piece: tuple[pl.DataFrame, Mapping[str, pl.DataFrame]], answer: Answer
+) -> tuple[replaced.Lines, Usage]:
+    """The lines of some neurons' explanations, and what they cost. Runs on any machine."""
+    said, tables = piece
+    tables = {**tables, "sequences": work.sequences}
+    texts = display(work.sequences) if work.project.choices.simulator else {}
+    asked = [] if work.impossible else questions(work.project, said, tables, texts)
+    replies, usage = answer([request for _, request in asked])
+    return _lines(work.project, said, tables, asked, replies), usage
+
+
 def make(
     context: dg.AssetExecutionContext,
     lake: Lake,
@@ -38,6 +61,7 @@ def make(
     subject: SubjectModel,
     project: Project,
     *,
+    machines: Machines,
     layer: int,
     neuron: int | None = None,
 ) -> tuple[Written, list[Any], dict[str, Any]]:
@@ -55,13 +79,14 @@ def make(
         stored = inputs["simulations"].join(some, on="explanation_id", how="semi", maintain_order="left")
         if (written := step.restored()) is None:
             frames, usage = [], Usage()
-            texts = display(inputs["sequences"]) if project.choices.simulator else {}
-            for said, tables in pieces(some, {**inputs, "simulations": stored}):
-                asked = [] if impossible else questions(project, said, tables, texts)
-                replies, paid = language.answer([request for _, request in asked], run_id=step.run_id)
+            work = Work(project, inputs["sequences"], impossible)
+            asking = {name: inputs[name] for name in ("activations", "token_associations")}
+            lines = machines.ask(fitted, work, pieces(some, asking), language, run_id=step.run_id)
+            measuring = {name: inputs[name] for name in ("exemplars", "neuron_statistics")} | {"simulations": stored}
+            for (_, tables), (found, paid) in zip(pieces(some, measuring), lines, strict=True):
                 rows = replaced.rows(
-                    tables["simulations"], tables["exemplars"], tables["neuron_statistics"],
-                    _lines(project, said, tables, asked, replies), checkpoint=checkpoint, impossible=impossible,
+                    tables["simulations"], tables["exemplars"], tables["neuron_statistics"], found,
+                    checkpoint=checkpoint, impossible=impossible,
                     measure=None if impossible else replaced.divergences(subject, layer),
                 )  # fmt: skip
                 frames.append(rows)
@@ -125,9 +150,10 @@ def define(project: Project) -> dg.AssetsDefinition:
         lake: dg.ResourceParam[Lake],
         language: dg.ResourceParam[LanguageModel],
         subject: dg.ResourceParam[SubjectModel],
+        machines: dg.ResourceParam[Machines],
     ) -> dg.MaterializeResult:
         layer, _ = parse_key(context.partition_key)
-        written, findings, numbers = make(context, lake, language, subject, project, layer=layer)
+        written, findings, numbers = make(context, lake, language, subject, project, machines=machines, layer=layer)
         return written.result(findings, extra=numbers)
 
     return ablations

@@ -89,9 +89,13 @@ def define(project: Project) -> list[dg.AssetsDefinition]:
             context: dg.AssetExecutionContext,
             lake: dg.ResourceParam[Lake],
             language: dg.ResourceParam[LanguageModel],
+            machines: dg.ResourceParam[Machines],
         ) -> dg.MaterializeResult:
             return _made(
-                context, project, "judgements", lambda **at: judgements.make(context, lake, language, project, **at)
+                context,
+                project,
+                "judgements",
+                lambda **at: judgements.make(context, lake, language, project, machines=machines, **at),
             )
 
         further.append(neuron_judgements)
@@ -107,10 +111,11 @@ def define(project: Project) -> list[dg.AssetsDefinition]:
             lake: dg.ResourceParam[Lake],
             language: dg.ResourceParam[LanguageModel],
             subject: dg.ResourceParam[SubjectModel],
+            machines: dg.ResourceParam[Machines],
         ) -> dg.MaterializeResult:
             return _made(
                 context, project, "ablations",
-                lambda **at: ablations.make(context, lake, language, subject, project, **at),
+                lambda **at: ablations.make(context, lake, language, subject, project, machines=machines, **at),
             )  # fmt: skip
 
         further.append(neuron_ablations)
