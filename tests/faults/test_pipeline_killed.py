@@ -65,9 +65,11 @@ def unlike(home: Path, lake: DeltaLake) -> list[str]:
 def test_pipelines_killed_at_any_time_are_set_right_by_the_doctor_and_another_run(
     runs: Runs, say: Callable[[str], None]
 ) -> None:
-    undisturbed = runs.copied("undisturbed")
-    assert runs.run(undisturbed) == 0, (undisturbed / "said.txt").read_text()
-    seconds, total = runs.used, len(runs.endpoint.requests)
+    # The first one may have to compile; how long one takes is known of the second.
+    for undisturbed in (runs.copied("first"), runs.copied("undisturbed")):
+        begun = len(runs.endpoint.requests)
+        assert runs.run(undisturbed) == 0, (undisturbed / "said.txt").read_text()
+    seconds, total = runs.used, len(runs.endpoint.requests) - begun
     usual = contents(DeltaLake(undisturbed / "lake" / "subject"))
     assert unlike(undisturbed, DeltaLake(undisturbed / "lake" / "subject")) == []
     doctor = [words if words != "run" else "doctor" for words in runs.words if words not in ("--layers", "0")]
