@@ -134,6 +134,11 @@ class Endpoint:
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
 
     @property
+    def under_way(self) -> int:
+        """Requests that came and are not answered yet."""
+        return self._at_once
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 

@@ -1,9 +1,11 @@
-"""A forward pass on a real cluster of two nodes, a worker of which is killed: the same bytes as on one machine."""
+"""A forward pass on a real cluster of which a worker, a node or the driver is killed: the same bytes as on one machine."""
 
 import os
 import pickle
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from resources.subject import HuggingFaceSubject
 
 KEY = "sha256:" + "0" * 64
 LAYERS = (0, 1)
+SMALL = {"SHARD": 12, "BATCH": 4}
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +41,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward_pass, "SHARD", 12)
-    monkeypatch.setattr(forward_pass, "BATCH", 4)
+    for name, size in SMALL.items():
+        monkeypatch.setattr(forward_pass, name, size)
 
 
 def the_plan(home: Path) -> Plan:
     return plan(pl.read_parquet(home / "sequences.parquet"))
 
 
-def run(home: Path, folder: Path, machines: Any, *, said: list[tuple[int, int]] | None = None) -> tuple[Any, Figures]:
+def run(
+    home: Path, folder: Path, machines: Any, *, progress: Callable[..., None] = lambda *_: None
+) -> tuple[Any, Figures]:
     figures = Figures()
     found = {
         capture.layer: capture.arrays()
@@ -57,7 +62,7 @@ def run(home: Path, folder: Path, machines: Any, *, said: list[tuple[int, int]] 
             seed=3,
             key=KEY,
             partials=PartialFiles(folder),
-            progress=lambda _, done, total, __="": said.append((done, total)) if said is not None else None,
+            progress=progress,
             figures=figures,
             machines=machines,
         )
@@ -109,7 +114,9 @@ def test_a_subject_is_found_by_processes_with_other_working_folders(
 def test_pieces_in_any_order_end_in_the_bytes_of_one_pass(home: Path, tmp_path: Path) -> None:
     undisturbed, _ = run(home, tmp_path / "one", None)
     said: list[tuple[int, int]] = []
-    pieces, figures = run(home, tmp_path / "pieces", Turns(), said=said)
+    pieces, figures = run(
+        home, tmp_path / "pieces", Turns(), progress=lambda _, done, total, __="": said.append((done, total))
+    )
     assert_same(pieces, undisturbed)
     assert [total for _, total in said] == [90] * 8
     assert [done for done, _ in said] == sorted({done for done, _ in said})
@@ -161,3 +168,42 @@ def test_a_pass_on_two_nodes_with_a_killed_worker_ends_in_the_bytes_of_one_machi
     monkeypatch.setattr(forward_pass, "reduced_piece", refused)
     with pytest.raises(SubjectError, match="this subject is refused"):
         run(home, tmp_path / "refused", machines)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_pass_of_which_a_node_is_killed_ends_in_the_bytes_of_one_machine(
+    cluster: Any, home: Path, tmp_path: Path
+) -> None:
+    undisturbed, _ = run(home, tmp_path / "one", None)
+    third = cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+    finished = 0
+
+    def progress(*_: object) -> None:
+        nonlocal finished
+        finished += 1
+        if finished == 4:
+            # What it is at, and what was found on it and is needed yet, has to be made elsewhere.
+            cluster.remove_node(third, allow_graceful=False)
+
+    machines = RayMachines(device="cpu")
+    assert machines.count() == 3
+    spread, _ = run(home, tmp_path / "spread", machines, progress=progress)
+    assert finished >= 4
+    assert_same(spread, undisturbed)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_pass_whose_driver_was_killed_goes_on_from_the_pieces_that_were_finished(
+    cluster: Any, home: Path, tmp_path: Path
+) -> None:
+    undisturbed, _ = run(home, tmp_path / "one", None)
+    words = ["capture", str(home), str(tmp_path / "killed"), "3"]
+    driver = subprocess.run(
+        [sys.executable, "-W", "ignore", str(Path(__file__).with_name("ray_driver.py")), *words],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert driver.returncode == -signal.SIGKILL, driver.stderr
+    found, figures = run(home, tmp_path / "killed", RayMachines(device="cpu"))
+    # Three pieces, of which one may be the last, which is shorter.
+    assert figures.resumed >= 12 + 12 + 6
+    assert_same(found, undisturbed)
