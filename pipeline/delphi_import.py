@@ -6,7 +6,8 @@
 
 The layer is the number in the hookpoint (`layers.5.mlp`). What its files do and is undone here:
 
-    "Explanation could not be parsed." is a failure, and becomes a null with a reason
+    "Explanation could not be parsed." is a failure, and becomes a null with a reason; so does "Explanation generation
+    failed ...", which forks of it write
     a correlation may be the text "nan", and R2 and absolute deviation are always 0: neither is taken for a number
     a sequence stands in the simulation of its quantile and in that of all: it is taken once
     judgements without an answer (`prediction` null) count for nothing, and for no mistake
@@ -40,7 +41,8 @@ CONVENTIONS = {
     "normaliser": "ceil(10 * x / the strongest activation); true activations of simulations are on this scale", "polarity": "+",
     "splits": "none: windows that an explainer was shown may be scored", "tokenizer": "token ids, where latents are imported",
 }  # fmt: skip
-FAILED = "Explanation could not be parsed."
+FAILED = {"Explanation could not be parsed.": "unparsable", "Explanation generation failed": "server_error"}
+"""How a text begins that stands for a failure, and the reason in our words."""
 JUDGED = ("detection", "fuzz")
 
 
@@ -59,10 +61,11 @@ def parse(text: str, match: re.Match[str], *, source: str, path: str, file: str)
     value = imports.parse_json(text)
     if match["kind"] == "explanations":
         said = imports.text(value, "the file").strip()
-        failed = said == FAILED
+        failed = next((reason for start, reason in FAILED.items() if said.startswith(start)), None)
+        missing = failed or (None if said else "not_given")
         found.add(
-            "imported_explanations", **at, method=FORM, explainer="unknown", text=None if failed or not said else said,
-            missing_because="unparsable" if failed else None if said else "not_given", path=path,
+            "imported_explanations", **at, method=FORM, explainer="unknown", text=None if missing else said,
+            missing_because=missing, path=path,
         )  # fmt: skip
     elif match["scorer"] == "simulation":
         _simulations(found, listing(value, "the file"), at)

@@ -5,6 +5,7 @@ frames (`pipeline.rescoring` scores them by our formulas). A file is taken over 
 value in it is guessed.
 """
 
+import codecs
 import hashlib
 import json
 import math
@@ -222,13 +223,15 @@ def parse_json(text: str) -> Any:
 
 
 def decode(data: bytes) -> str:
-    """The bytes as UTF-8 text.
+    """The bytes as UTF-8 text, without the mark that some programs put before it.
 
     Raises:
         FormError: they are none; the offset is in bytes.
     """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise FormError("no UTF-8 but UTF-16; write it as UTF-8", 0)
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise FormError(f"no UTF-8: {error.reason}", error.start) from None
 

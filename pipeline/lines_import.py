@@ -3,15 +3,15 @@
     neuron,explanation,author,score          or layer,neuron,explanation,...
     5:131,names of dogs,ann,0.7
 
-`neuron` is `layer:neuron`, or the index beside a column `layer`. `explanation` may be called `text` or `description`,
-`author` `explainer`, `score` `value`. Also read: `polarity` (`+` or `-`), `method`, `scorer`. Other columns are left.
+`neuron` is `layer:neuron`, or the index beside a column `layer`. Names that others give to these columns are in `NAMES`; they
+count where the column itself is not there. Also read: `polarity` (`+` or `-`), `method`, `scorer`. Other columns are left.
 A line that is wrong is rejected by itself.
 """
 
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pipeline import imports
@@ -24,7 +24,13 @@ CONVENTIONS = {
 }  # fmt: skip
 CSV = re.compile(r"(?P<root>)(?P<kind>.*)\.csv", re.IGNORECASE | re.DOTALL)
 JSONL = re.compile(r"(?P<root>)(?P<kind>.*)\.jsonl", re.IGNORECASE | re.DOTALL)
-NAMES = {"text": "explanation", "description": "explanation", "explainer": "author", "value": "score"}
+NAMES = {
+    "neuron": ("feature", "latent", "index"),
+    "explanation": ("text", "description", "label"),
+    "author": ("explainer",),
+    "score": ("value",),
+}
+"""What the columns are called elsewhere, the usual name first."""
 
 
 def parse_csv(text: str, match: re.Match[str], *, source: str, path: str, file: str) -> Found:  # noqa: ARG001
@@ -35,10 +41,11 @@ def parse_csv(text: str, match: re.Match[str], *, source: str, path: str, file: 
     """
     reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
     try:
-        head = [NAMES.get(name.strip().lower(), name.strip().lower()) for name in next(reader, [])]
+        head = [name.strip().lower() for name in next(reader, [])]
     except csv.Error as error:
         raise FormError(f"no CSV: {error}", 0) from None
-    _needed(head)
+    known = _known(head)
+    _needed(known)
     found = Found(file)
 
     def rows() -> Iterator[tuple[int, Mapping[str, Any] | FormError]]:
@@ -56,7 +63,8 @@ def parse_csv(text: str, match: re.Match[str], *, source: str, path: str, file: 
             if len(values) != len(head):
                 yield line, FormError(f"there must be {len(head)} fields, as in the first line, not {len(values)}")
             else:
-                yield line, dict(zip(head, values, strict=True))
+                row = dict(zip(head, values, strict=True))
+                yield line, {name: row[column] for name, column in known.items()}
 
     _lines(found, rows(), source=source, path=path, form="csv")
     return found
@@ -75,13 +83,31 @@ def parse_jsonl(text: str, match: re.Match[str], *, source: str, path: str, file
             except FormError as error:
                 yield line, error
             else:
-                yield line, {NAMES.get(name.lower(), name.lower()): item for name, item in value.items()}
+                row = {name.lower(): item for name, item in value.items()}
+                yield line, {name: row[column] for name, column in _known(list(row)).items()}
 
     _lines(found, rows(), source=source, path=path, form="jsonl")
     return found
 
 
-def _needed(head: list[str]) -> None:
+def _known(head: list[str]) -> dict[str, str]:
+    """For each column that is read, or may be, the name that it has here.
+
+    Raises:
+        FormError: a column is there twice.
+    """
+    for name in head:
+        if head.count(name) > 1 and name in ("layer", *NAMES, *(other for names in NAMES.values() for other in names)):
+            raise FormError(f"there must be one column `{name}`, not {head.count(name)}", 0)
+    known = {name: name for name in head}
+    for name, others in NAMES.items():
+        found = next((other for other in others if other in head), None)
+        if name not in head and found is not None:
+            known[name] = found
+    return known
+
+
+def _needed(head: Collection[str]) -> None:
     if missing := [name for name in ("neuron", "explanation") if name not in head]:
         raise FormError(
             f"the first line must name the columns `neuron` and `explanation`; it lacks {', '.join(missing)}", 0

@@ -116,8 +116,10 @@ def parsed(
     seen: dict[tuple[str | None, ...], str] = {}
     kept: list[Part] = []
     for name in task.names:
+        # A name that is no text stands in no table.
+        said = os.fsencode(name).decode("utf-8", "backslashreplace")
         row: dict[str, Any] = {
-            "path": name,
+            "path": said,
             "sha256": "",
             "size": 0,
             "status": "imported",
@@ -126,12 +128,14 @@ def parsed(
         }
         files.append(row)
         try:
+            if said != name:
+                raise FormError("its name is not UTF-8; rename it")
             data = _read(_path(root, name))
             row |= {"sha256": imports.file_hash(data), "size": len(data)}
             match = pattern.fullmatch(name)
             assert match is not None  # noqa: S101 - it was found by this pattern
             named = match.groupdict()
-            at = tuple(named.get(part) for part in ("kind", "layer", "neuron", "batch", "hookpoint", "source"))
+            at = tuple(named.get(part) for part in ("kind", "layer", "neuron", "batch", "hookpoint", "source", "name"))
             if at in seen:
                 raise FormError(f"{seen[at]} is of the same neuron and was taken")
             found.append(
@@ -222,11 +226,14 @@ def _found(form: str, root: Path) -> list[Task]:
     if not root.exists():
         raise SettingsError(f"{root} is not there; give a folder or a file of the form `{form}`")
     matches = _matches(form, _names(root))
+    if form == neuronpedia_import.FORM and any(match["kind"] for match in matches.values()):
+        # Other files beside the bulk files are about something else.
+        matches = {name: match for name, match in matches.items() if match["kind"]}
     if not matches:
         raise SettingsError(f"{root} holds no files of the form `{form}`; they would be such as {EXAMPLES[form]}")
     roots = (
         sorted({match["root"] or "." for match in matches.values()})
-        if form != neuronpedia_import.FORM
+        if form != neuronpedia_import.FORM or not any(match["kind"] for match in matches.values())
         else sorted({re.sub(r"/[0-9]+(?=(-[^/]*)?$)", "/*", f"/{match['root']}") for match in matches.values()})
     )
     if len(roots) > 1:
@@ -250,9 +257,9 @@ def tasks(form: str, names: Iterable[str]) -> list[Task]:
     hookpoints: dict[int, set[str]] = {}
     for name, match in sorted(_matches(form, names).items()):
         named = match.groupdict()
-        layer = int(named.get("layer", 0))
+        layer = int(named.get("layer") or 0)
         if named.get("first") is None:
-            at = layer, int(named.get("neuron", named.get("batch", 0)))
+            at = layer, int(named.get("neuron") or named.get("batch") or 0)
             neurons.setdefault(at, []).append(name)
             continue
         hookpoints.setdefault(layer, set()).add(named["hookpoint"])

@@ -258,3 +258,28 @@ def test_a_score_is_of_the_explanation_of_the_same_latent():
 def test_what_is_not_delphis_is_rejected(path, value, said):
     with pytest.raises(FormError, match=said):
         delphi(path, value)
+
+
+def test_a_column_under_another_name_counts_where_the_usual_one_is_not_there():
+    found = csv("layer,feature,label,f1_score\n19,7,dogs,0.5\n")
+    assert frames(found)["imported_explanations"].select("layer", "neuron", "text").row(0) == (19, 7, "dogs")
+    assert frames(found)["imported_scores"].is_empty()
+    found = csv("index,layer,neuron,text,explanation\n99,1,2,other,dogs\n")
+    assert frames(found)["imported_explanations"].select("layer", "neuron", "text").row(0) == (1, 2, "dogs")
+
+
+def test_a_column_that_is_there_twice_is_refused():
+    with pytest.raises(FormError, match="one column `explanation`, not 2"):
+        csv("neuron,explanation,Explanation\n0:1,a,b\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Explanation could not be parsed.", "unparsable"),
+        ("Explanation generation failed (vLLM connection error).", "server_error"),
+    ],
+)
+def test_a_failure_that_a_form_writes_as_a_sentence_is_no_explanation(text, reason):
+    row = frames(delphi("explanations/layers.5_latent1.txt", text))["imported_explanations"].row(0, named=True)
+    assert (row["text"], row["missing_because"]) == (None, reason)
