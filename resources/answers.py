@@ -26,6 +26,12 @@ from resources.prices import Price, Prices
 LARGEST_BODY = 8 * 2**20
 """Bytes. No answer to our requests is nearly as long."""
 
+MOST_TOKENS = 2**40
+"""No request or reply has more; a sum of many such numbers is still one that a table holds."""
+
+AT_THE_LIMIT = frozenset({"length", "max_tokens", "MAX_TOKENS", "model_length"})
+"""Finish reasons of an answer that was cut: OpenAI's, and those that gateways hand on from other providers."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -104,6 +110,25 @@ def read(status: int, body: bytes, request: str = "{}") -> Answer:
     )
 
 
+def of_no_model(body: bytes) -> str | None:
+    """What stands in the place of an answer that no model gave, in words: a web page, or an error that came as a success.
+
+    It is of a gateway or a proxy, so that it was not paid for and may be gone the next time. None for anything else.
+    """
+    if body[:1_000].lstrip()[:1] == b"<":
+        return f"the body is HTML: {_start(body)}"
+    if b'"error"' not in body[:10_000]:
+        return None
+    try:
+        value = _parsed(body)
+    except ValueError:
+        return None
+    match value:
+        case {"error": error, **others} if error and not others.keys() & {"choices", "data"}:
+            return f"the body has no message: {_start(body)}"
+    return None
+
+
 def _vector(value: Any) -> str | None:
     """An embedding as a JSON list: numbers as they came, or what float32 in base 64 holds; None if it is neither."""
     if isinstance(value, str):
@@ -122,7 +147,7 @@ def _parsed(body: bytes) -> Any:
     if len(body) > LARGEST_BODY:
         raise ValueError(f"the body is longer than {LARGEST_BODY:,} bytes")
     try:
-        return json.loads(body.decode("utf-8"))
+        return json.loads(body.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise ValueError(f"the body is not UTF-8: {_start(body)}") from None
     except (ValueError, RecursionError):
@@ -134,7 +159,7 @@ def _verdict(message: dict[str, Any], finish_reason: str | None) -> tuple[str | 
     content, refusal = message.get("content"), message.get("refusal")
     if refusal:
         return "refused", plain(refusal)[:1_000] if isinstance(refusal, str) else None
-    if finish_reason in {"content_filter", "length"}:
+    if finish_reason == "content_filter" or finish_reason in AT_THE_LIMIT:
         return ("filtered" if finish_reason == "content_filter" else "truncated"), None
     if not isinstance(content, str):
         return "unparsable", f"the content is a {type(content).__name__}, not text"
@@ -164,7 +189,7 @@ def _count(usage: Any, *path: str) -> int | None:
     """A number of tokens inside `usage`, if the endpoint gave one that can be."""
     for name in path:
         usage = usage.get(name) if isinstance(usage, dict) else None
-    return usage if isinstance(usage, int) and not isinstance(usage, bool) and 0 <= usage < 2**62 else None
+    return usage if isinstance(usage, int) and not isinstance(usage, bool) and 0 <= usage < MOST_TOKENS else None
 
 
 def cost(answer: Answer, price: Price | None) -> float | None:

@@ -37,6 +37,7 @@ from pipeline.ports import Lake, Progress, Reply, Request, Usage
 from pipeline.provenance import canonical_json, content_hash
 from resources import answers
 from resources.batch_records import BatchRecords
+from resources.bounded import bounded
 from resources.budget import Budget
 from resources.call import Call, Failed
 from resources.desk import Desk, Shared, kept
@@ -45,6 +46,7 @@ from resources.journal import Journal, Received
 from resources.local_language import SCHEME, LocalModel, is_local
 from resources.pace import Pace
 from resources.prices import Price, Prices, open_prices
+from resources.refusals import unusable
 
 ATTEMPTS = 5
 FIRST_PAUSE = 0.5
@@ -467,15 +469,22 @@ class OpenAICompatible:
             cause = next((cause for cause in causes if isinstance(cause, aiohttp.ClientError)), causes[-1])
             what = self.redacted(f"{type(cause).__name__}: {cause}")
             raise Failed("server_error", what, again=True, heard=not unreachable, unreachable=unreachable) from None
+        except aiohttp.ClientError as error:
+            # What is no HTTP at all: the SDK lets it through as it is.
+            what = self.redacted(f"{type(error).__name__}: {error}")[:1_000]
+            raise Failed("server_error", what, again=True) from None
         except openai.APIStatusError as error:
             codes, after = (error.code, error.type), error.response.headers.get("retry-after")
-            failed = self.meaning(request, error.status_code, self.redacted(str(error)), codes, _retry_after(after))
+            failed = self.meaning(request, error.status_code, self.redacted(_said(error)), codes, _retry_after(after))
             if failed is None:
                 return error.status_code, self.without_key(error.response.content)
             if self.parameters(request) != parameters:
                 return await self._ask(client, request)
             raise failed from None
-        return reply.status_code, self.without_key(reply.content)
+        body = self.without_key(reply.content)
+        if (no_answer := answers.of_no_model(body)) is not None:
+            raise Failed("server_error", self.redacted(no_answer), again=True)
+        return reply.status_code, body
 
     def _late(self) -> Failed:
         late = f"no whole answer within {self._timeout:g} s (a slow server needs a longer --timeout, or a lower --concurrency)"
@@ -535,59 +544,19 @@ class OpenAICompatible:
         """What an error status means; None for one that is the answer to this very request."""
         if "content_filter" in codes:
             return None
-        unusable = None
-        match status:
-            case 400 | 422 if "max_completion_tokens" in words:
-                self._name_of_max_tokens = "max_completion_tokens"
-            case 400 | 422 if request.shape and re.search(r"response_format|json_schema|schema|grammar", words):
-                unusable = (
-                    f"{self.endpoint} does not hold replies to a JSON Schema ({words}): "
-                    "choose another --simulation, such as `json`, or another endpoint"
-                )
-            case 400 | 422 if "response_format" in words:
-                self._takes_response_format = False
-            case 400 | 422 if request.logprobs and re.search(r"logprobs|echo", words):
-                unusable = (
-                    f"{self.endpoint} does not give the probabilities that were asked for ({words}): "
-                    "choose another --simulation, such as `json`, and --scorers without `surprisal`, or another endpoint"
-                )
-            case 400 | 422 if "unsupported_parameter" in codes or "unsupported_value" in codes:
-                unusable = (
-                    f"{self.endpoint} does not take our requests for `{request.model}` ({words}): use another model"
-                )
-            case 401:
-                unusable = (
-                    f"{self.endpoint} refused the key ({words}): set the environment variable {self._key_variable} "
-                    "to a key of this endpoint"
-                )
-            case 403:
-                unusable = (
-                    f"{self.endpoint} forbids `{request.model}` to this key ({words}): "
-                    "use another model, or a key that may use it"
-                )
-            case 404 if request.messages[0][0] == "embed":
-                unusable = (
-                    f"{self.endpoint} has no model `{request.model}`, or gives no embeddings ({words}): check the model's "
-                    "name, or take an encoder in this process, `local:FOLDER`"
-                )
-            case 404 if request.messages[0][0] == "prompt":
-                unusable = (
-                    f"{self.endpoint} has no model `{request.model}`, or no completions of a plain prompt ({words}): check "
-                    "the model's name, or choose another --simulation, such as `json`, and --scorers without `surprisal`"
-                )
-            case 404:
-                unusable = (
-                    f"{self.endpoint} has no model `{request.model}`, or is not a chat endpoint ({words}): check the "
-                    f"model's name, and the base URL, which usually ends in /v1; {self.endpoint}/models lists models"
-                )
-            case 429 if "insufficient_quota" in codes:
-                unusable = f"the account at {self.endpoint} has no money left ({words}): add to it, or use another key"
+        why = None
+        if status in {400, 422} and "max_completion_tokens" in words:
+            self._name_of_max_tokens = "max_completion_tokens"
+        elif status in {400, 422} and "response_format" in words and not request.shape:
+            self._takes_response_format = False
+        else:
+            why = unusable(request, status, words, codes, endpoint=self.endpoint, key_variable=self._key_variable)
         return Failed(
             "rate_limited" if status == 429 else "server_error",
             words,
             again=status in {408, 409, 429} or status >= 500,
             retry_after=retry_after,
-            unusable=unusable,
+            unusable=why,
             status=status,
         )
 
@@ -604,7 +573,12 @@ class OpenAICompatible:
             )
         # Retries are ours, so that every attempt is counted; the deadline is ours, because this timeout starts anew
         # with every byte. Of the two HTTP libraries that the SDK has, aiohttp takes half the time.
-        http = openai.DefaultAioHttpClient(timeout=self._timeout + 1)
+        http = openai.DefaultAioHttpClient(
+            timeout=self._timeout + 1,
+            # Another host would read our texts, and what it says would be kept as what this endpoint said.
+            follow_redirects=False,
+            event_hooks={"response": [bounded(answers.LARGEST_BODY + 1)]},
+        )
         return openai.AsyncOpenAI(base_url=self.endpoint, api_key=key or "none", max_retries=0, http_client=http)
 
     def _key(self) -> str:
@@ -617,7 +591,20 @@ class OpenAICompatible:
     def without_key(self, body: bytes) -> bytes:
         """The body, cut at the largest size that is read; the key, should the endpoint echo it, is never stored."""
         key = self._key().encode("ascii")
-        return (body.replace(key, b"[key]") if len(key) >= 8 else body)[: answers.LARGEST_BODY + 1]
+        if len(key) >= 8:
+            body = body.replace(key, b"[key]")
+            if b"\\u00" in body:
+                # JSON may spell any character by its number, and a text that is JSON itself may do so once more.
+                body = re.sub(
+                    b"".join(rb"(?:%s|\\+u(?i:%04x))" % (re.escape(bytes([one])), one) for one in key), b"[key]", body
+                )
+        return body[: answers.LARGEST_BODY + 1]
+
+
+def _said(error: openai.APIStatusError) -> str:
+    """What an error status came with; servers differ in where they put their words, and the SDK knows one place."""
+    words, body = str(error), error.response.text[:500].strip()
+    return words if " - " in words or not body else f"{words} - {body}"
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -673,5 +660,6 @@ def _sendable(text: str) -> str:
 
 
 def _redacted(text: str) -> str:
-    """The text without anything that looks like a key; endpoints echo the key that they refuse."""
-    return re.sub(r"\bsk-[\w*.-]+", "sk-[redacted]", answers.plain(text))
+    """The text without anything that looks like a key, as endpoints echo the key that they refuse, or that moves a terminal."""
+    text = re.sub(r"\bsk-[\w*.-]+", "sk-[redacted]", answers.plain(text))
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
