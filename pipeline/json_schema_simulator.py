@@ -6,6 +6,7 @@ model, which does not stop at the last token by itself, neither runs on nor leav
 OpenAI's strict mode, vLLM and llama.cpp's server share: names, and a closed list of values.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,6 @@ import polars as pl
 from pipeline import prompts
 from pipeline.json_simulator import Simulated, missing, paired, question, read_pairs
 from pipeline.ports import Reply, Request
-from pipeline.provenance import canonical_json
 from pipeline.token_activation_pairs import token_texts
 
 PROMPT_HASH = prompts.prompt_hash(("simulate-schema.system.txt", "simulate.user.txt", "cases.json"))
@@ -43,7 +43,8 @@ def requests(
                 temperature=0.0,
                 max_tokens=64 + 12 * n_tokens,
                 seed=seed,
-                shape=canonical_json(shape(n_tokens)),
+                # Not canonical JSON, which would sort the names: a reply is written in the order that the schema has.
+                shape=json.dumps(shape(n_tokens), separators=(",", ":")),
             ),
         )
 

@@ -221,7 +221,7 @@ class Request:
     """Place in the prompt, in characters, from which on the probability of every token is asked for, in place of the
     reply's: `Reply.likely` then has these tokens, each with itself alone. Needs `logprobs`. In the identity if not 0."""
     shape: str = ""
-    """JSON Schema that the endpoint is asked to hold the reply to, as canonical JSON. In the identity if there is one."""
+    """JSON Schema that the endpoint is asked to hold the reply to, as JSON. In the identity if there is one."""
 
 
 @dataclass(frozen=True)

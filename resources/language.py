@@ -46,7 +46,7 @@ from resources.journal import Journal, Received
 from resources.local_language import SCHEME, LocalModel, is_local
 from resources.pace import Pace
 from resources.prices import Price, Prices, open_prices
-from resources.refusals import unusable
+from resources.refusals import FORM, OF_A_FORM, unusable
 
 ATTEMPTS = 5
 FIRST_PAUSE = 0.5
@@ -547,7 +547,7 @@ class OpenAICompatible:
         why = None
         if status in {400, 422} and "max_completion_tokens" in words:
             self._name_of_max_tokens = "max_completion_tokens"
-        elif status in {400, 422} and "response_format" in words and not request.shape:
+        elif status in OF_A_FORM and FORM in words and not request.shape:
             self._takes_response_format = False
         else:
             why = unusable(request, status, words, codes, endpoint=self.endpoint, key_variable=self._key_variable)

@@ -37,9 +37,9 @@ def at_places(likely: Sequence[Likely] | None, prompt: str, places: Sequence[int
     """Those at some places of a prompt, in characters; one without tokens where none begins there.
 
     None if the tokens, joined, do not hold the prompt: then nothing is known of where they stand. A token that the
-    model puts before every text may come first.
+    model puts before every text may come first. Nor is anything known of probabilities that are `shifted`.
     """
-    if likely is None:
+    if likely is None or shifted(likely):
         return None
     joined = "".join(one.token for one in likely)
     begin = joined.find(prompt)
@@ -50,17 +50,30 @@ def at_places(likely: Sequence[Likely] | None, prompt: str, places: Sequence[int
     return tuple(at.get(place, Likely("", ())) for place in places)
 
 
+def shifted(likely: Sequence[Likely]) -> bool:
+    """Whether each token has the probabilities of the one after it, as llama-cpp-python's server sends those of a prompt.
+
+    Where they belong to their tokens, the likeliest is often the token itself, and hardly ever the one that follows.
+    """
+    firsts = [one.tokens[0][0] if one.tokens else None for one in likely]
+    here = sum(first == one.token for first, one in zip(firsts, likely, strict=True))
+    after = sum(first == one.token for first, one in zip(firsts, likely[1:], strict=False))
+    return after > here
+
+
 def told(value: Any, prompt: str, place: int) -> tuple[Likely, ...] | None:
     """The tokens of a prompt from a place on, in characters, each with its own probability alone.
 
-    None if one of them has none, or if the tokens, joined, do not hold the prompt: then nothing is known of where they
-    stand. Half a character is spelled `bytes:` and its bytes. A token that begins before the place counts.
+    None if one of them has none, if they are `shifted`, or if the tokens, joined, do not hold the prompt: then nothing is
+    known of where they stand. Half a character is spelled `bytes:` and its bytes. A token that begins before the place counts.
     """
     match value:
         case {"tokens": list(tokens), "token_logprobs": list(own)} if len(tokens) == len(own):
             pieces = [_bytes(token) for token in tokens]
         case _:
             return None
+    if shifted(read(value) or ()):
+        return None
     whole = prompt.encode("utf-8", errors="replace")
     begin = b"".join(pieces).find(whole)
     if begin < 0:

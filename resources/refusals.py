@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from pipeline.ports import Request
 
+FORM, OF_A_FORM = "response_format", frozenset({400, 422, 500})
+"""What a form of replies that is not taken is answered with; llama-cpp-python's server calls that a fault of its own (500)."""
 ELSEWHERE = frozenset({301, 302, 303, 307, 308})
 NO_SUCH_MODEL = re.compile(r"\bmodel\b.*(not found|does not exist)", re.DOTALL)
 
@@ -16,7 +18,7 @@ def unusable(
 
     `words` are those of the endpoint, without keys; `codes` what it names the error by.
     """
-    if status in {400, 422}:
+    if status in {400, 422} or (status in OF_A_FORM and FORM in words):
         return _of_a_form(request, words, codes, endpoint)
     if status in {404, 405}:
         return _of_a_place(request, words, endpoint)

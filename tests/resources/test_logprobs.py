@@ -48,6 +48,22 @@ def test_places_are_counted_from_where_the_prompt_begins():
     assert logprobs.at_places(None, "a7", [1]) is None
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_probabilities_that_stand_one_token_off_say_nothing(late):
+    """llama-cpp-python's server gives each token of a prompt the probabilities of the one after it."""
+    words = ["1", "\t", "7", "\n", "2", "\t", "?", "\n"]
+    firsts = [*words[1:], "3"] if late else [*words[:6], "5", "\n"]
+    sent = {
+        "tokens": words,
+        "token_logprobs": [None, *(-9.0 if late else -0.2 for _ in words[1:])],
+        "top_logprobs": [None, *({first: -0.1} for first in firsts[1:])],
+    }
+    prompt = "".join(words)
+    found = logprobs.at_places(logprobs.read(sent), prompt, [prompt.index("?")])
+    told = logprobs.told(sent, prompt, 3)
+    assert (found is None, told is None) == (late, late)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(st.characters(exclude_categories=()), max_size=3),
     lambda inner: (

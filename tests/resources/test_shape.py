@@ -39,9 +39,10 @@ def test_the_schema_is_sent_as_documented_and_a_request_without_one_is_what_it_w
     assert content_hash(sent(shaped(), endpoint="http://e")) == content_hash(before | {"shape": SHAPE})
 
 
-def test_an_endpoint_that_takes_no_schema_is_said_with_the_remedy_and_keeps_its_plain_form(ask, monkeypatch):
-    words = "'response_format.type' must be 'text' or 'json_object'"
-    refusal = (400, {}, json.dumps({"error": {"message": words, "type": "x"}}).encode())
+@pytest.mark.parametrize("status", [400, 422, 500])
+def test_an_endpoint_that_takes_no_schema_is_said_with_the_remedy_and_keeps_its_plain_form(ask, monkeypatch, status):
+    words = "{'loc': ('body', 'response_format', 'type'), 'msg': \"Input should be 'text' or 'json_object'\"}"
+    refusal = (status, {}, json.dumps({"error": {"message": words, "type": "x"}}).encode())
     monkeypatch.setitem(FAULTS, "400 schema", lambda key, text: refusal)
     with Endpoint(script=["400 schema"]) as endpoint:
         language = ask(endpoint.url)
