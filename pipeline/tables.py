@@ -232,7 +232,7 @@ activations = Table(
         ),
         "sequence_id": SEQUENCE_ID,
         "peak": Column(pl.Float32, "strongest activation of the window in this polarity, units of the neuron"),
-        "peak_token": Column(pl.Int32, "position of the peak, from 0; the first of equals"),
+        "peak_token": Column(pl.Int32, "position of the strongest of `activations`, from 0; the first of equals"),
         "activations": Column(
             pl.List(pl.Float32),
             "activation at each token, units of the neuron, rounded to whole steps of a power of two, 2**11 to 2**12 of "

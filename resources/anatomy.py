@@ -32,6 +32,7 @@ _MLPS = (
     ("ffn.down_proj", ("ffn.up_proj",)),
     ("fc2", ("fc1",)),
     ("output.dense", ("intermediate.dense",)),
+    ("feed_forward.w2", ("feed_forward.w1", "feed_forward.w3")),
 )
 """Output projection and input maps of an MLP by their paths in a block. A pair counts only if its sizes fit."""
 
@@ -85,7 +86,7 @@ _NORMS_WITHIN_BRANCHES = (
 """What attention and MLP pass through before they are added to the stream, in the blocks that have the second of both
 (Gemma 2, OLMo 2, GLM-4)."""
 
-_FINAL_NORMS = ("ln_f", "norm", "norm_f", "final_norm", "final_layer_norm", "final_layernorm")
+_FINAL_NORMS = ("ln_f", "norm", "norm_f", "final_norm", "final_layer_norm", "final_layernorm", "embedding_norm")
 
 _BESIDE_MLP = {
     "codegen": ("attn.",),
@@ -157,7 +158,8 @@ def find_neurons(config: Any, skeleton: "torch.nn.Module", name: str) -> Anatomy
     """Find the list of blocks and, in each block, the MLP's output projection.
 
     Raises:
-        SubjectError: there is no such list, or a block has no MLP of a known form (mixtures of experts).
+        SubjectError: there is no such list, a block has no MLP of a known form (mixtures of experts), or the model reads no
+            tokens.
     """
     from torch import nn
 
@@ -176,11 +178,16 @@ def find_neurons(config: Any, skeleton: "torch.nn.Module", name: str) -> Anatomy
     if not complete:
         path, mlps = next(iter(found.items()))
         number = next(number for number, mlp in enumerate(mlps) if mlp is None)
+        if experts := next((name for name, _ in of_depth[path][number].named_modules() if "expert" in name), None):
+            raise SubjectError(
+                f"{who}: block {number} of {path!r} is a mixture of experts ({experts}), of whose neurons each token meets "
+                "only some; models in which every token goes through one MLP are supported."
+            )
         children = [child for child, _ in of_depth[path][number].named_modules() if child and child.count(".") < 2]
         raise SubjectError(
             f"{who}: looked in block {number} of {path!r} for an MLP output projection back to hidden_size={hidden} "
             f"({', '.join(dict.fromkeys(output for output, _ in _MLPS))}) with its input maps, found "
-            f"{', '.join(children)}. Mixtures of experts are not supported."
+            f"{', '.join(children)}."
         )
     ((path, mlps),) = complete.items()
     if not mlps:

@@ -116,6 +116,7 @@ class HuggingFaceSubject:
         self._site = find_site(site)
         self._known = known
         self._asked_device, *self._other_devices = devices
+        self._seen_alone: set[int] = set()
 
     def __reduce__(self) -> "tuple[Callable[[], HuggingFaceSubject], tuple[()]]":
         """For another process or machine, which loads the weights by itself."""
@@ -243,6 +244,7 @@ class HuggingFaceSubject:
         import torch
 
         asked, device = self._asked(layers), self._model.device
+        self._see_windows_alone(asked[-1])
         tokens_at_once = self._tokens_at_once()
         for batch in batches:
             ids, mask = self._padded(batch)
@@ -267,6 +269,44 @@ class HuggingFaceSubject:
                 waiting.append(piece)
                 if device.type == "cuda":
                     torch.cuda.empty_cache()
+
+    def _see_windows_alone(self, last: int) -> None:
+        """See, once for a last layer, that what stands behind a window, where the mask says that nothing does, stays there.
+
+        So it does in causal models, and in those whose attention heeds the mask: there to the bit, in any number format.
+
+        Raises:
+            SubjectError: it does, or the model cannot be run on tokens alone.
+        """
+        import torch
+
+        if last in self._seen_alone:
+            return
+        window = self.probe()[0][: LENGTH_STEP - len(self._tokenizer.prefix) - len(self._tokenizer.suffix) - 1]
+        ids, mask = self._padded([window])
+        found: list[np.ndarray] = []
+        for other in (ids, np.where(mask == 1, ids, window[0])):
+            with self._hooks(
+                [last],
+                _Piece(slice(0, 1)),
+                padded=ids.shape[1],
+                length=len(window),
+                receive=lambda _layer, _rows, values: found.append(values.float().numpy(force=True).copy()),
+            ):
+                try:
+                    self._pass(other, mask)
+                except (SubjectError, torch.OutOfMemoryError):
+                    raise
+                except Exception as error:  # any fault in a stranger's model ends here
+                    raise SubjectError(
+                        f"subject {self.name!r} cannot be run on tokens alone ({first_line(error)})."
+                    ) from error
+        if not np.array_equal(*found, equal_nan=True):
+            raise SubjectError(
+                f"subject {self.name!r} ({type(self._model).__name__}) mixes what stands behind a text into it, although it is "
+                "masked, so that no window can be read by itself; models whose attention heeds the mask are supported."
+            )
+        self._seen_alone.add(last)
 
     def _pass(self, ids: np.ndarray, mask: np.ndarray) -> None:
         import torch
@@ -301,7 +341,12 @@ class HuggingFaceSubject:
 
         def hand_over(layer: int, found: "torch.Tensor") -> None:
             if layer not in piece.handed:
-                # OPT hands its MLP all rows as one long list of tokens.
+                # OPT hands its MLP all rows as one long list of tokens; Longformer pads by itself.
+                if tuple(found.shape[:-1]) not in {(len(piece), padded), (len(piece) * padded,)}:
+                    raise SubjectError(
+                        f"{anatomy.path}.{layer} of {self.name!r} handles {len(piece)} windows of {padded} tokens as a tensor of "
+                        f"{tuple(found.shape)}, so that no token can be told in it; expected (window, token, axis)."
+                    )
                 values = site.values(anatomy, layer, found.reshape(len(piece), padded, -1))
                 receive(layer, piece.rows, values[:, start : start + length])
                 piece.handed.add(layer)

@@ -103,6 +103,22 @@ def test_activations_are_those_of_the_models_own_modules(family: str, folder_of:
             np.testing.assert_allclose(found[layer][row, : len(window)], own, atol=2e-5, rtol=1e-4)
 
 
+def test_a_hybrid_of_attention_and_convolutions_has_the_gated_mlps_of_its_blocks(tmp_path: Path) -> None:
+    subject = HuggingFaceSubject(str(save_subject("lfm2", tmp_path)))
+    assert [(site.site, site.signed) for site in subject.layers()] == [
+        (f"layers.{layer}.feed_forward.w2", True) for layer in range(3)
+    ]
+    window, outputs = list(range(40, 61)), {}
+    model = AutoModel.from_pretrained(tmp_path).eval()
+    for name in ("w1", "w3"):
+        module = model.get_submodule(f"layers.2.feed_forward.{name}")
+        module.register_forward_hook(lambda _m, _a, output, name=name: outputs.update({name: output[0].numpy()}))
+    with torch.inference_mode():
+        model(input_ids=torch.tensor([window]))
+    own = outputs["w1"] / (1 + np.exp(-outputs["w1"])) * outputs["w3"]
+    np.testing.assert_allclose(captured(subject, [window], [2])[2][0], own, atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert", "opt"])
 def test_a_window_reads_the_same_to_the_bit_in_any_batch(family: str, folder_of: Callable[[str], Path]) -> None:
     subject = HuggingFaceSubject(str(folder_of(family)))
@@ -130,6 +146,7 @@ def test_each_batch_is_read_once_and_layers_come_in_the_order_of_the_pass(folder
 
 def test_the_pass_stops_after_the_last_layer_asked_for(folder_of: Callable[[str], Path]) -> None:
     subject = HuggingFaceSubject(str(folder_of("gpt2")))
+    captured(subject, [[40]], [0, 1])  # the first time it sees what the model does with padding
     reached: list[int] = []
     for number, block in enumerate(subject._model.h):
         block.register_forward_pre_hook(lambda _m, _a, number=number: reached.append(number))
@@ -681,10 +698,28 @@ def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
 
 def test_a_mixture_of_experts_is_refused_and_says_what_it_holds(tmp_path: Path) -> None:
     CONFIG_MAPPING["mixtral"](vocab_size=VOCABULARY, pad_token_id=0, **MODERN).save_pretrained(tmp_path)
-    with pytest.raises(
-        SubjectError, match=r"block 0 of 'layers' .*mlp\.down_proj.*found .*mlp\.experts.*not supported"
-    ):
+    with pytest.raises(SubjectError, match=r"block 0 of 'layers' is a mixture of experts \(mlp\.experts\)"):
         HuggingFaceSubject(str(tmp_path)).layers()
+
+
+def test_blocks_without_an_mlp_are_refused_and_say_what_they_hold(tmp_path: Path) -> None:
+    CONFIG_MAPPING["mamba"](vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=3).save_pretrained(tmp_path)
+    with pytest.raises(SubjectError, match=r"block 0 of 'layers' .*mlp\.down_proj.*found .*mixer\.out_proj\.$"):
+        HuggingFaceSubject(str(tmp_path)).layers()
+
+
+@pytest.mark.parametrize(
+    ("family", "why"),
+    [
+        ("fnet", "mixes what stands behind a text into it"),  # a Fourier transform over all tokens
+        ("convbert", "mixes what stands behind a text into it"),  # a convolution that sees the padding
+        ("longformer", r"handles 1 windows of 16 tokens as a tensor of \(1, 512, 24\)"),  # pads by itself
+        ("bros", r"cannot be run on tokens alone \(.*bbox"),  # wants boxes
+    ],
+)
+def test_a_model_that_cannot_read_a_window_by_itself_is_refused(family: str, why: str, tmp_path: Path) -> None:
+    with pytest.raises(SubjectError, match=why):
+        captured(HuggingFaceSubject(str(save_subject(family, tmp_path))), [[40, 41, 42]], [0])
 
 
 def test_shared_blocks_and_models_of_pictures_are_refused(tmp_path: Path) -> None:

@@ -69,6 +69,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "modernbert": ENCODER,
 }
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "lfm2": {**MODERN, "layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False},
+    "fnet": ENCODER,
+    "convbert": {**ENCODER, "embedding_size": 16},
+    "longformer": {**ENCODER, "max_position_embeddings": 520},
+    "bros": ENCODER,
+}
+"""Hybrids, and models that are built and run but cannot be read window by window."""
+
 WITH_BOS = {"opt", "llama", "gemma", "gemma2", "gemma3_text", "mistral"}
 WITH_BOTH = {"bert", "roberta", "distilbert", "modernbert"}
 
@@ -107,8 +116,9 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, **special: str) -> None:
 def random_model(family: str, *, head: bool = True, **changes: Any) -> torch.nn.Module:
     """A model of the family with every parameter random, norms and biases included."""
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}
-    config = CONFIG_MAPPING[family](**{"vocab_size": VOCABULARY, **ids, **SETTINGS[family], **changes})
+    config = CONFIG_MAPPING[family](**{"vocab_size": VOCABULARY, **ids, **(SETTINGS | OTHERS)[family], **changes})
     encoder = family in {"bert", "roberta", "distilbert", "modernbert"}
+    head = head and family not in OTHERS
     with_head = AutoModelForMaskedLM if encoder else AutoModelForCausalLM
     model = (with_head if head else AutoModel).from_config(config).eval()
     generator = torch.Generator().manual_seed(7)
