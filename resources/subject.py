@@ -301,7 +301,7 @@ class HuggingFaceSubject:
                     raise SubjectError(
                         f"subject {self.name!r} cannot be run on tokens alone ({first_line(error)})."
                     ) from error
-        if not np.array_equal(*found, equal_nan=True):
+        if not np.array_equal(found[0], found[1], equal_nan=True):
             raise SubjectError(
                 f"subject {self.name!r} ({type(self._model).__name__}) mixes what stands behind a text into it, although it is "
                 "masked, so that no window can be read by itself; models whose attention heeds the mask are supported."
