@@ -89,7 +89,7 @@ def save(shape: str, folder: Path) -> None:
     torch.manual_seed(0)
     with quiet():
         head.from_config(config).save_pretrained(folder)
-    _save_tokenizer(folder, vocabulary=config.vocab_size, around=found.around)
+    save_tokenizer(folder, vocabulary=config.vocab_size, around=found.around)
 
 
 def neurons(shape: str) -> tuple[int, int]:
@@ -135,7 +135,8 @@ def windows(shape: str, count: int) -> pl.DataFrame:
     return tables.sequences.conform(frame)
 
 
-def _save_tokenizer(folder: Path, *, vocabulary: int, around: str) -> None:
+def save_tokenizer(folder: Path, *, vocabulary: int, around: str) -> None:
+    """A tokenizer of so many words, `w3`, `w4`, ..., behind three special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
