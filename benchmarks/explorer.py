@@ -5,11 +5,12 @@
 The lake is made up, once: each neuron of all layers has statistics, an explanation and its scores; the neurons of
 `--whole` layers have also 60 records, exemplars, simulations and tokens, as a page of a neuron reads them. What a page
 reads lies in one layer, so more such layers would not make it slower. Texts are English, from the standard library's
-docstrings, cut at words: how far a page can be compressed depends on its language. The server is a process of its own,
+docstrings, in pieces of words: how far a page can be compressed depends on its language. The server is a process of its own,
 asked over HTTP; on two cores the times are those of both.
 """
 
 import argparse
+import hashlib
 import http.client
 import os
 import random
@@ -40,7 +41,8 @@ from resources.corpus import DemoCorpus
 from resources.delta import DeltaLake
 
 LENGTH, WINDOWS, VOCABULARY = 64, 4096, 30_000
-TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")
+TOKEN = re.compile(r"\s*(?:\w{1,6}|[^\w\s])")
+"""Words and pieces of words: of four letters on average, about as the tokens of language models."""
 WIDTH = 384
 """Of an embedding, as all-MiniLM-L6-v2 has it."""
 RECORDS = {"top": 20, "random": 10, "q0": 6, "q1": 6, "q2": 6, "q3": 6, "q4": 6}
@@ -96,7 +98,7 @@ def made_up(folder: Path, *, layers: int, neurons: int, whole: int) -> None:
     lake, generator = DeltaLake(folder), np.random.default_rng(0)
     words = [_word(generator) for _ in range(VOCABULARY)]
     tokens, ids = _prose()
-    names = [f"{place:016x}" for place in range(WINDOWS)]
+    names = [hashlib.sha256(str(place).encode()).hexdigest()[:16] for place in range(WINDOWS)]
     sequences = pl.DataFrame({
         "sequence_id": names, "document_id": [f"made-up.jsonl:{place}" for place in range(WINDOWS)],
         "document_hash": names, "split": ["explain"] * WINDOWS, "offset": [0] * WINDOWS, "token_ids": ids.tolist(),

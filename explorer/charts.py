@@ -26,7 +26,7 @@ def histogram(counts: Sequence[int], title: str) -> Markup:
         return Markup()
     first, last = bins[0], bins[-1]
     top = log10(max(counts) + 1)
-    step = (WIDTH - LEFT - 8) / (last - first + 1)
+    step = (WIDTH - LEFT - 8) // (last - first + 1)
     floor = HEIGHT - FOOT
     parts = [_open(title)]
     for power in range(int(top) + 1):
@@ -36,10 +36,9 @@ def histogram(counts: Sequence[int], title: str) -> Markup:
         tall = (floor - HEAD) * log10(counts[place] + 1) / top
         x = LEFT + step * (place - first)
         low, high = known[place], known[place + 1]
-        said = f"{low:.3g} … {high:.3g}: {counts[place]:,}"
-        parts.append(
-            _bar("bar-low" if high <= 0 else "bar", x=x, y=floor - tall, width=max(step - 1, 1), height=tall, said=said)
-        )
+        said = f"{low:.4g} … {high:.4g}: {counts[place]:,}"
+        kind = "bar-low" if high <= 0 else "bar"
+        parts.append(_bar(kind, x=x, y=floor - round(tall), width=max(step - 1, 1), height=round(tall), said=said))
     shown = range(first, last + 2, max(1, (last - first + 1) // 7))
     parts += [_text(LEFT + step * (place - first), HEIGHT - 18, _short(known[place]), "middle") for place in shown]
     return _drawn(parts)
@@ -63,7 +62,11 @@ def scatter(
 
     # A dot is 5 units wide, so dots that lie closer than 2 units are drawn as one.
     places = {(2 * round(x / 2), 2 * round(y / 2)) for x, y in map(at, points)}
-    dots = "".join(f"M{x} {y}h0" for x, y in sorted(places))
+    dots, (at_x, at_y) = "M0 0", (0, 0)
+    for dot in sorted(places):
+        down = dot[1] - at_y
+        dots += f"m{dot[0] - at_x}{down if down < 0 else f' {down}'}h0"
+        at_x, at_y = dot
     parts = [_open(title, height)]
     for share in (0.0, 0.5, 1.0):
         value_x, value_y = low_x + share * (high_x - low_x), low_y + share * (high_y - low_y)
@@ -129,9 +132,14 @@ def _open(title: str, height: int = HEIGHT) -> str:
 
 def _bar(kind: str, *, x: float, y: float, width: float, height: float, said: str) -> str:
     return (
-        f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}">'
+        f"<rect class={kind} x={_plain(x)} y={_plain(y)} width={_plain(width)} height={_plain(height)}>"
         f"<title>{escape(said)}</title></rect>"
     )
+
+
+def _plain(value: float) -> str:
+    """A length to a tenth of a unit, without a needless end."""
+    return f"{value:.1f}".removesuffix(".0")
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+SHORT = 8
+"""First digits of the name of a text that its address has, unless they name another text too."""
 LONGEST_TOKEN = 120
 """Letters shown of a token; more is cut, and the page says how much."""
 SYMBOLS = {"\n": "↵", "\t": "⇥", "\r": "␍", "\x1b": "␛", "\x00": "␀", "\x7f": "␡"}
@@ -113,18 +115,21 @@ def excerpts(
     records: Iterable[Mapping[str, Any]],
     t: Callable[..., str],
     *,
-    address: tuple[str, str] | None,
+    address: tuple[str, str, int] | None,
     spaces: bool = False,
 ) -> Markup:
     """Texts as heat maps, each under a line that says its peak, where it is from, and what it was used for.
 
-    `address` holds what stands before and after a sequence's id in the address of its page; None where it has none.
+    `address` holds what stands before and after the first digits of a sequence's id in the address of its page, and how
+    many digits; None where it has none.
     """
     used = {"explain": t("shown to explainers"), "score": t("scored")}
     first, every = t("strongest at the first token"), t("every token")
     parts = []
     for record in records:
-        about = [f"<b>{number(record['peak'])}</b> <bdi>{escape(visible(record['document_id']))}</bdi>"]
+        about = [f"<b>{number(record['peak'])}</b>"]
+        if "document_id" in record:
+            about[0] += f" <bdi>{escape(visible(record['document_id']))}</bdi>"
         if record["offset"]:
             about[0] += f" +{record['offset']}"
         if record["copies"] > 1:
@@ -133,8 +138,16 @@ def excerpts(
         if record["peak_token"] == 0:
             about.append(escape(first))
         if address is not None:
-            place = escape(f"{address[0]}{record['sequence_id']}{address[1]}")
+            place = escape(f"{address[0]}{record['sequence_id'][: address[2]]}{address[1]}")
             about.append(f'<a href="{place}">{escape(every)}</a>')
         text = heat(record["tokens"], record["steps"], spaces=spaces)
-        parts.append(f"<div class=text><p class=about>{' · '.join(about)}</p><p class=heat>{text}</p></div>\n")
-    return Markup("".join(parts))  # noqa: S704 (each piece was escaped)
+        # HTML lets a paragraph end where the next begins.
+        parts.append(f"<p class=about>{' · '.join(about)}<p class=heat>{text}\n")
+    return Markup(f"<div class=texts>{''.join(parts)}</div>") if parts else Markup()  # noqa: S704 (each piece was escaped)
+
+
+def digits(names: Iterable[str]) -> int:
+    """How many first digits tell these names apart, at least `SHORT`; as many as there are if none do."""
+    distinct = set(names)
+    longest = max((len(name) for name in distinct), default=SHORT)
+    return next((n for n in range(SHORT, longest) if len({name[:n] for name in distinct}) == len(distinct)), longest)

@@ -4,14 +4,16 @@ It is derived from `neuron_statistics`, `explanations` and `scores`, and made ag
 found by SQLite's full-text search (BM25), in a file that can be deleted at any time; numbers are in memory.
 """
 
+import atexit
 import hashlib
 import json
 import re
 import sqlite3
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +196,19 @@ def index(kept: Kept, folder: Path) -> Index:
     return kept.once("index", SOURCES, lambda: _made(kept, folder))
 
 
+@cache
+def writable(folder: Path) -> Path:
+    """The folder; another one until this process ends, where it cannot be written to: what is laid there is only derived."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        other = tempfile.TemporaryDirectory(prefix="neuronledger-explorer-")
+        atexit.register(other.cleanup)
+        return Path(other.name)
+
+
 def _made(kept: Kept, folder: Path) -> Index:
     lake = kept.lake
     said = lake.scan("explanations").select(
@@ -268,7 +283,7 @@ def _words(kept: Kept, folder: Path, explanations: pl.DataFrame) -> Path:
     """The full-text file for these explanations, made unless it is there. Others of the lake are removed."""
     stamp = json.dumps([FORM, kept.lake.uri, [kept.lake.version(table) for table in SOURCES]])
     name = hashlib.sha256(stamp.encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = writable(folder)
     path = folder / f"words-{name}.sqlite"
     if path.exists():
         return path

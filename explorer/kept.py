@@ -22,8 +22,6 @@ from resources.delta import collect
 
 T = TypeVar("T")
 SECONDS = 2.0
-SHOWN = tuple(table for table in TABLES if not table.startswith("import") and table != "common_scores")
-"""Tables that pages show something of."""
 UNCHANGED = frozenset({"windows", "words"})
 """The largest of what is kept, which hardly ever changes."""
 MOST_WINDOWS = 4_096
@@ -107,8 +105,8 @@ class Kept:
         return None if known is None else known[1]
 
     def state(self) -> tuple[int | None, ...]:
-        """The versions of all tables that pages show: as long as they stay, so does everything that is read of them."""
-        return tuple(map(self.version, SHOWN))
+        """The versions of all tables: as long as they stay, so does everything that pages show of them."""
+        return tuple(map(self.version, TABLES))
 
     def version(self, table: str) -> int | None:
         """The version of a table now; in an object store, where to ask takes long, now or up to `SECONDS` ago."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from explorer import imported
 from explorer.index import STATES, Filters, Index, counts, named, paged, spread
 from explorer.kept import Kept
 from explorer.live import PATIENCE, NotAtHandError
@@ -75,6 +76,7 @@ def home(kept: Kept, index: Index, folder: Path) -> dict[str, Any]:
         },
         "curated": curated(folder),
         "last": _last(kept),
+        "sources": imported.sources(kept),
     }
 
 
@@ -197,6 +199,7 @@ def search(
         "by": "meaning" if said == BY_MEANING else "words",
         "semantic": said,
         "without": without,
+        "imported": len(imported.matching(kept, filters.q)) if filters.q else 0,
         "uri": kept.lake.uri,
         **_listed(rows, filters, usual=usual, facets=("layer", "state", "method"), size=size),
     }

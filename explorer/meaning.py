@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from explorer.index import MOST_FOUND, SOURCES, Index
+from explorer.index import MOST_FOUND, SOURCES, Index, writable
 from explorer.kept import Kept
 from explorer.live import Live, NotAtHandError
 from pipeline.meaning import nearest
@@ -133,7 +133,7 @@ def _made(kept: Kept, index: Index, folder: Path) -> Vectors | None:
         .filter(pl.col("text").is_not_null())
         .select("row", "layer", "explanation_id")
     )
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = writable(folder)
     stamp = json.dumps([lake.uri, fingerprint, [lake.version(table) for table in (TABLE, *SOURCES)]])
     path = folder / f"vectors-{hashlib.sha256(stamp.encode()).hexdigest()[:16]}.npy"
     ours = (pl.col("fingerprint") == fingerprint) & (pl.col("vector").list.len() == width)

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from explorer import simulated
 from explorer.kept import Kept, Window
 from pipeline.controls import CONTROLS
 from pipeline.errors import LakeError, NeuronLedgerError
-from pipeline.scale import TOP, scale
+from pipeline.scale import scale
 from pipeline.scorers import CHANCE
 from pipeline.scores import SCORERS, SETS
 from pipeline.tables import CHAIN, MISSING, STRATA
@@ -35,10 +36,6 @@ UNSHOWN = {
 }
 """Columns that a page of a neuron does without: the largest of their tables."""
 OWN = ("layer", "neuron", "identity", "run_id")
-WORST = 20
-"""Tokens named where a simulation is furthest from the neuron."""
-AROUND = 5
-"""Tokens shown on each side of one of them."""
 STRONGEST = 24
 """Tokens shown of a token table."""
 
@@ -367,23 +364,14 @@ def _compared(
     sides = _columns(rows["exemplars"], "polarity", "scale_maximum")
     most = max((maximum for side, maximum in sides if side == chosen["polarity"]), default=0.0)
     shown = sorted(mine.iter_rows(named=True), key=lambda row: (STRATA.index(row["stratum"]), row["rank"]))
-    simulated = [row for row in shown if row["expected"] is not None]
-    expected, true = (
-        np.asarray([value for row in simulated for value in row[name]], dtype=np.float64)
-        for name in ("expected", "true")
-    )
-    known = np.isfinite(expected)
-    line = _line(expected[known], true[known])
     unit = mine.item(0, "scale")
-    values = _in_units(expected, unit, most, line)
-    # Of a token that the simulator did not answer for there is neither a value nor a step.
-    in_units = [None if np.isnan(value) else value for value in values.tolist()]
-    steps, differences = _steps(values, most), _differences(values, true, most)
-    records, at = [], 0
-    for row in shown:
+    beside, line, real, values = simulated.beside(
+        [row["expected"] for row in shown], [row["true"] for row in shown], unit, most
+    )
+    records = []
+    for row, side in zip(shown, beside, strict=True):
         exemplar = exemplars.get(row["exemplar_id"])
         window = None if exemplar is None else windows.get(exemplar["sequence_id"])
-        part = None if row["expected"] is None else slice(at, at := at + len(row["expected"]))
         records.append(
             {
                 "exemplar_id": row["exemplar_id"],
@@ -393,16 +381,10 @@ def _compared(
                 "rank": row["rank"],
                 "tokens": ["\ufffd"] * len(row["true"]) if window is None else window.tokens,
                 "token_ids": None if window is None else window.token_ids,
-                "true": row["true"],
-                "expected": row["expected"],
-                "in_units": None if part is None else in_units[part],
                 "missing_because": row["missing_because"],
                 "reason": sentence(row["missing_because"]),
-                "true_steps": scale(row["true"], most).tolist(),
-                "steps": None if part is None else steps[part],
-                "own_steps": None if part is None else _steps(values[part], max(np.nanmax(values[part]), 0.0)),
-                "difference_steps": None if part is None else differences[part],
                 "request_ids": row["request_ids"],
+                **side,
             }
         )
     return {
@@ -414,78 +396,12 @@ def _compared(
         "scale_maximum": most,
         "line": line,
         "records": records,
-        "worst": _worst(records, true, values),
+        "worst": simulated.worst(records, real, values),
     }
 
 
 def _flat(lists: pl.Series) -> Any:
     return lists.explode(empty_as_null=False, keep_nulls=False).cast(pl.Float64).to_numpy()
-
-
-def _line(expected: Any, true: Any) -> tuple[float, float] | None:
-    """Intercept and slope of the least-squares line of true on expected activations; None where there is none."""
-    if len(expected) < 2 or float(np.ptp(expected)) == 0.0:
-        return None
-    slope, level = np.polyfit(expected, true, 1)
-    return float(level), float(slope)
-
-
-def _in_units(expected: Any, unit: str, most: float, line: tuple[float, float] | None) -> Any:
-    """A simulation in units of the neuron."""
-    values: Any = np.asarray(expected, dtype=np.float64)
-    if unit == "scaled":
-        return values * most / TOP
-    if unit == "weight":
-        return np.zeros_like(values) if line is None else line[0] + line[1] * values
-    return values
-
-
-def _steps(values: Any, most: float) -> list[int | None]:
-    """A simulation in steps of a tenth of the scale; None for a token without one."""
-    return _known(scale(np.nan_to_num(values), most), values)
-
-
-def _differences(values: Any, true: Any, most: float) -> list[int | None]:
-    """Simulated minus real, in steps of a tenth of the scale, toward zero, at most 10 either way; None as in `_steps`."""
-    if most <= 0:
-        return _known(np.zeros(len(true)), values)
-    steps = np.nan_to_num(np.trunc(TOP * (values - np.asarray(true, dtype=np.float64)) / most))
-    return _known(np.clip(steps, -TOP, TOP), values)
-
-
-def _known(steps: Any, values: Any) -> list[int | None]:
-    pairs = zip(steps.astype(int).tolist(), np.isnan(values).tolist(), strict=True)
-    return [None if is_missing else step for step, is_missing in pairs]
-
-
-def _worst(records: Sequence[Mapping[str, Any]], true: Any, values: Any) -> list[dict[str, Any]]:
-    """The tokens where the simulation is furthest from the neuron, the furthest first, of equals the first.
-
-    `true` and `values` are those of the simulated records, one after the other.
-    """
-    away = np.nan_to_num(np.abs(values - true))
-    furthest = np.argsort(-away, kind="stable")[:WORST].tolist()
-    simulated = [place for place, record in enumerate(records) if record["in_units"] is not None]
-    ends = np.cumsum([len(records[place]["true"]) for place in simulated], dtype=np.int64)
-    found = []
-    for token in [token for token in furthest if away[token] > 0]:
-        which = int(np.searchsorted(ends, token, side="right"))
-        place, at = simulated[which], token - int(ends[which - 1] if which else 0)
-        record = records[place]
-        true, value = record["true"][at], record["in_units"][at]
-        found.append(
-            {
-                "record": place,
-                "token": at,
-                "before": record["tokens"][max(0, at - AROUND) : at],
-                "text": record["tokens"][at],
-                "after": record["tokens"][at + 1 : at + 1 + AROUND],
-                "true": true,
-                "simulated": value,
-                "difference": value - true,
-            }
-        )
-    return found
 
 
 def _tokens(associations: pl.DataFrame, words: Mapping[int, str], polarity: str) -> dict[str, Any]:
@@ -560,14 +476,15 @@ def _chain(kept: Kept, layer: int, neuron: int, rows: Mapping[str, pl.DataFrame]
 
 
 def text(kept: Kept, layer: int, neuron: int, sequence_id: str) -> dict[str, Any]:
-    """Every token of one text, with its bytes and the neuron's activation.
+    """Every token of one text, named by the first digits of its sequence, with its bytes and the neuron's activation.
 
     Raises:
         NotThereError: the lake has no such neuron, or keeps no record of it on such a text.
     """
-    record = collect(
-        kept.lake.scan("activations", layer=layer, neurons=[neuron]).filter(pl.col("sequence_id") == sequence_id)
-    ).sort("stratum", "rank")
+    records = kept.lake.scan("activations", layer=layer, neurons=[neuron])
+    record = collect(records.filter(pl.col("sequence_id").str.starts_with(sequence_id))).sort("stratum", "rank")
+    if len(names := set(record.get_column("sequence_id"))) == 1:
+        (sequence_id,) = names
     window = kept.windows([sequence_id]).get(sequence_id)
     if record.is_empty() or window is None:
         raise NotThereError(f"The lake keeps no record of neuron {layer}:{neuron} on text {sequence_id}.")

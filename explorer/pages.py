@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from explorer import charts, words
-from explorer.heat import excerpts, heat, number, overlaid, visible
+from explorer.heat import digits, excerpts, heat, number, overlaid, visible
 from explorer.neuron_page import main_cell, sentence
 
 LONGEST_TEXT = 20_000
@@ -170,7 +170,9 @@ def _neuron(here: Here, found: dict[str, Any]) -> dict[str, Any]:
     edges = charts.edges()
     filled = [place for place, count in enumerate(statistics["histogram"]) if count]
     bins = range(filled[0], filled[-1] + 1) if filled else range(0)
+    names = [one["sequence_id"] for side in found["texts"] for group in side["groups"] for one in group["records"]]
     return found | {
+        "digits": digits(names),
         "points": [
             pair for one in records for pair in zip(one["expected"], one["true"], strict=True) if pair[0] is not None
         ],

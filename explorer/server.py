@@ -6,6 +6,7 @@
     /compare            two times, or two lakes
     /search             explanations by words       /random             a neuron by chance
     /reviews            verdicts beside scores      /help               keys and words
+    /imported           what other systems say      /5/131/imported     the same of one neuron
     /text               a text of one's own, read by the subject
     /5/131/similar      neurons that are like it
     /static/NAME        style, script
@@ -38,7 +39,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from explorer import compared, history, lists, neuron_page, own_text, similar
+from explorer import compared, history, imported, lists, neuron_page, own_text, similar
 from explorer.answers import LEVEL, Answer, Answers
 from explorer.guard import EMBEDDED, MOST_BYTES, Guard, check_address
 from explorer.index import FilterError, Filters, Index, best_words, index
@@ -72,7 +73,11 @@ class MomentError(NeuronLedgerError):
 
 
 class ElsewhereError(Exception):
-    """What was asked for has an address of its own."""
+    """What was asked for has an address of its own: a path, and what stands in its query."""
+
+    def __init__(self, path: str, **query: str) -> None:
+        super().__init__(path)
+        self.path, self.query = path, query
 
 
 @dataclass
@@ -118,6 +123,7 @@ class Explorer:
             *self._both("/", "home", Explorer.first),
             *self._both("/search", "search", Explorer.search),
             *self._both("/reviews", "reviews", Explorer.reviews),
+            *self._both("/imported", "imported", Explorer.imported),
             *self._both("/text", "own", Explorer.own),
             Route("/random", self._random),
             Route("/static/{name}", self._static),
@@ -126,6 +132,9 @@ class Explorer:
             Route("/{layer}/{neuron}/explanation", self._explained, methods=["POST"]),
             Route("/{layer}/{neuron}/verify", self._verify, methods=["POST"]),
             *self._both("/{layer}/{neuron}/similar", "similar", Explorer.similar),
+            *self._both(
+                "/{layer}/{neuron}/imported", "imported_neuron", Explorer.imported_neuron, state=Explorer._state
+            ),
             *self._both("/compare", "compare", Explorer.compare, state=Explorer._states),
             *self._both("/{layer}/{neuron}/compare", "compare_neuron", Explorer.compare_neuron, state=Explorer._states),
             *self._both("/{layer}/{neuron}/history", "history", Explorer.history, state=Explorer._state),
@@ -257,7 +266,12 @@ class Explorer:
     def layer(self, request: Request) -> dict[str, Any]:
         """One layer."""
         number = _index(request.path_params["layer"])
-        found = lists.layer(self.kept, self.index(), number, Filters.of(request.query_params))
+        try:
+            found = lists.layer(self.kept, self.index(), number, Filters.of(request.query_params))
+        except NotThereError:
+            if not imported.has(self.kept, number):
+                raise
+            raise ElsewhereError("/imported", layer=str(number)) from None
         return found | {"fresh": asdict(self.staleness.of(number))}
 
     def search(self, request: Request) -> dict[str, Any]:
@@ -271,7 +285,23 @@ class Explorer:
         """One neuron."""
         layer, neuron = (_index(request.path_params[name]) for name in ("layer", "neuron"))
         query = request.query_params
-        return self.one(layer, neuron, explanation=query.get("x") or None, simulator=query.get("by") or None)
+        try:
+            return self.one(layer, neuron, explanation=query.get("x") or None, simulator=query.get("by") or None)
+        except NotThereError:
+            is_ours = neuron < self.kept.n_neurons().get(layer, 0)
+            if is_ours or not imported.has(self.kept, layer, neuron):
+                raise
+            raise ElsewhereError(f"/{layer}/{neuron}/imported") from None
+
+    def imported(self, request: Request) -> dict[str, Any]:
+        """What other systems say, as it was imported."""
+        query = request.query_params
+        return imported.listed(self.kept, Filters.of(query), query.get("source", "")[:200])
+
+    def imported_neuron(self, request: Request) -> dict[str, Any]:
+        """What other systems say of one neuron."""
+        layer, neuron = (_index(request.path_params[name]) for name in ("layer", "neuron"))
+        return imported.gather(self.kept, layer, neuron)
 
     def one(
         self,
@@ -296,7 +326,7 @@ class Explorer:
             found
             | {"history": history.writes(self.kept, layer, neuron), "revised_from": history.tree(found["explanations"])}
             | {"people": people, "fresh": asdict(self.staleness.of(layer, patience=patience))}
-            | {"verified": self.verifying.of(layer, neuron)}
+            | {"verified": self.verifying.of(layer, neuron), "imported": imported.said(self.kept, layer, neuron)}
             | self._around(found)
         )
 
@@ -449,7 +479,9 @@ class Explorer:
         return FileResponse(Path(__file__).parent / "static" / name, media_type=STATIC[name])
 
     def _elsewhere(self, request: Request, error: Exception) -> Response:
-        return RedirectResponse(self._here(request).url(str(error)), status_code=302)
+        assert isinstance(error, ElsewhereError)  # noqa: S101 - for the type checker
+        path = f"{error.path}.json" if request.url.path.endswith(".json") else error.path
+        return RedirectResponse(self._here(request).url(path, **error.query), status_code=302)
 
     def _missing(self, request: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 404)

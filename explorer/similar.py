@@ -126,7 +126,7 @@ def _said(kept: Kept, index: Index, mine: dict[str, Any], meaning: Meaning) -> l
         # Numbers are counts of tokens, and `tokens` begins every list of them.
         words = [word for word in re.findall(r"[^\W\d_]{2,}", mine["text"] or "") if word != "tokens"]
         rows, by = index.find(" ".join(dict.fromkeys(words)), every=False), "words"
-    same = pl.col("method") == mine["method"]
+    same = pl.col("method").eq_missing(pl.lit(mine["method"]))
     others = rows.filter(
         (same if mine["method"] in METHODS else ~pl.col("method").is_in(METHODS)) & ~pl.col("method").is_in(CONTROLS)
         & ~((pl.col("layer") == mine["layer"]) & (pl.col("neuron") == mine["neuron"]))

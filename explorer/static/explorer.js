@@ -25,6 +25,11 @@
     text.role = "group";
     text.ariaLabel = document.getElementById("texts").dataset.label;
   }
+  for (const text of document.querySelectorAll("#compared .heat[data-of]")) {
+    text.tabIndex = 0;
+    text.role = "group";
+    text.ariaLabel = document.getElementById("compared").dataset[text.dataset.of];
+  }
   // A page holds only coloured tokens apart; a text is divided into all of its tokens when it is first pointed at.
   const symbols = { "\n": "↵", "\t": "⇥", "\r": "␍", "\x1b": "␛", "\x00": "␀", "\x7f": "␡" };
   const spaces = new URLSearchParams(location.search).get("ws") === "1";

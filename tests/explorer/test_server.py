@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 
-from explorer import neuron_page
+from explorer import neuron_page, simulated
 from explorer.cli import main
 from explorer.heat import heat, overlaid
 from explorer.kept import Kept
@@ -276,6 +276,13 @@ def test_a_damaged_table_is_said_and_the_server_goes_on(copied, served, tmp_path
         assert get(f"{address}/help")[0] == 200
 
 
+def test_where_nothing_can_be_written_everything_is_shown(lake, served, tmp_path, get):
+    (tmp_path / "file").write_text("no folder")
+    with served(Explorer(Kept(lake), Staleness(lake, None), tmp_path, tmp_path / "file" / "explorer").app()) as address:
+        for path in ("/", "/1", "/1/5", "/search?q=a", "/random", "/1/3/similar"):
+            assert get(f"{address}{path}")[0] == 200, path
+
+
 def test_staleness_names_the_cause_and_forgets_it_when_something_is_written(copied, served):
     from explorer.cli import _looking
     from resources.settings import load
@@ -309,8 +316,8 @@ def test_the_command_refuses_an_address_that_others_can_reach(made):
 
 def test_a_token_that_the_simulator_left_out_is_neither_silent_nor_a_hit():
     values = np.array([np.nan, 1.0])
-    assert neuron_page._steps(values, 1.0) == [None, 10]
-    assert neuron_page._differences(values, [1.0, 1.0], 1.0) == [None, 0]
-    assert neuron_page._differences(values, [0.0, 0.0], 0.0) == [None, 0]
+    assert simulated.steps(values, 1.0) == [None, 10]
+    assert simulated.differences(values, [1.0, 1.0], 1.0) == [None, 0]
+    assert simulated.differences(values, [0.0, 0.0], 0.0) == [None, 0]
     assert heat(["a", "b"], [None, 0]) == "<u class=unknown>a</u>b"
     assert overlaid(["a", "b"], [3, 0], [None, 0]) == '<u class="k3 unknown">a</u>b'

@@ -1,5 +1,6 @@
 """The words of the pages: every one has its French, with the same places to fill."""
 
+import inspect
 import re
 from string import Formatter
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from explorer import heat, pages
 from explorer.pages import environment
 from explorer.words import FRENCH, LANGUAGES, preferred, say
 
@@ -15,6 +17,7 @@ def spoken():
     """Every text that a template or the server says."""
     loader = environment().loader
     sources = [loader.get_source(environment(), name)[0] for name in loader.list_templates()]
+    sources += [inspect.getsource(module) for module in (heat, pages)]
     for source in sources:
         for double, single in re.findall(r"""\bt\(\s*(?:"([^"]*)"|'([^']*)')""", source):
             yield double or single
