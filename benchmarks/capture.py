@@ -113,11 +113,11 @@ def ratios(shape: str, model: Path, sizes: Sequence[int], repetitions: int) -> I
     places = {"": ("cpu", "float32", "highest")}
     if torch.cuda.is_available():
         places = {f"_cuda_{name}": ("cuda", *choices) for name, choices in PRECISIONS.items()}
+    plans = {size: plan(subjects.windows(shape, size)) for size in sizes}
     for place, (device, dtype, products) in places.items():
         torch.set_float32_matmul_precision(products)
         subject = subjects.subject(shape, model, device=device, dtype=dtype)
-        for size in sizes:
-            planned = plan(subjects.windows(shape, size))
+        for size, planned in plans.items():
             warm_up(subject, planned, _layers(subject))
             found = [side_by_side(subject, planned, _layers(subject)) for _ in range(repetitions)]
             goal = next((goal for least, goal in sorted(RATIO_GOAL.items(), reverse=True) if size >= least), None)

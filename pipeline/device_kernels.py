@@ -4,16 +4,15 @@ They do what `pipeline.kernels` does, addition by addition in the same order, so
 to the bit on either side. A program takes a block of neurons; neurons lie next to each other in memory.
 
     draw            windows for the random records of each neuron
-    window_sums     extremes and power sums of each window
-    add_windows     the windows' power sums, added exactly over a chunk of windows
-    add_chunks      the chunks' sums, into those of the layer
-    add_extremes    the windows' extremes, into those of the layer
+    measure         extremes of each window; extremes and exact sums of powers of all, in shares
+    add_shares      the exact sums of all shares
     offer           windows to the slots of the strongest ones
     keep            activations of the windows that are in the slots since this piece
     add_tokens      activations to the sums of their tokens
     count_in_bins   activations into the histogram
 
-What differs from piece to piece is not specialised, so that nothing is compiled anew in the middle of a pass.
+What differs from piece to piece is not specialised, so that nothing is compiled anew in the middle of a pass. Atomic
+additions are relaxed: sums of whole numbers, which nothing reads before the kernel has ended.
 
 Triton comes with torch's CUDA builds. `TRITON_INTERPRET=1` runs the same code on a CPU, slowly, as the tests do.
 """
@@ -31,7 +30,6 @@ WINDOW_MASK = 2**31 - 1
 """The lower bits of a key hold this less the window, so that of equal peaks the earlier window has the larger key."""
 
 _SPACING = tl.constexpr(SPACING)
-_FINER = tl.constexpr(2.0**-SPACING)
 _VECTOR_BITS = tl.constexpr(VECTOR_BITS)
 _TOKENS_PER_SUM = tl.constexpr(TOKENS_PER_SUM)
 _EMPTY_KEY = tl.constexpr(EMPTY_KEY)
@@ -48,9 +46,9 @@ def _exponent(value):
 
 
 @triton.jit
-def _power_of_two(exponent):
-    """2.0**exponent as float64."""
-    return ((exponent.to(tl.int64) + 1023) << 52).to(tl.float64, bitcast=True)
+def _rounder(exponent):
+    """1.5 * 2.0**exponent: adding it to float64 and taking it away rounds to whole multiples of 2**(exponent - 52)."""
+    return ((exponent.to(tl.int64) + 1023) << 52 | 2251799813685248).to(tl.float64, bitcast=True)
 
 
 @triton.jit
@@ -71,27 +69,6 @@ def _raised(parts0, parts1, parts2, by):
     two = tl.where(by == 0, parts2, tl.where(by == 1, parts1, tl.where(by == 2, parts0, 0.0)))
     one = tl.where(by == 0, parts1, tl.where(by == 1, parts0, 0.0))
     return tl.where(by == 0, parts0, 0.0), one, two
-
-
-@triton.jit
-def _added(parts0, parts1, parts2, exponent, value):
-    """Exact sums with one more term; see `pipeline.kernels.add_exactly`."""
-    size = _exponent(tl.abs(value))
-    # Shifted up, because whole numbers divide towards zero here.
-    needed = (size + 1 + 64 * _SPACING + _SPACING - 1) // _SPACING * _SPACING - 64 * _SPACING
-    needed = tl.where(size >= exponent, needed, exponent)
-    parts0, parts1, parts2 = _raised(parts0, parts1, parts2, (needed - exponent) // _SPACING)
-    base = 1.5 * _power_of_two(52 + needed - _SPACING)
-    part = (value + base) - base
-    parts0 += part
-    value -= part
-    finer = base * _FINER
-    part = (value + finer) - finer
-    parts1 += part
-    value -= part
-    finest = finer * _FINER
-    parts2 += (value + finest) - finest
-    return parts0, parts1, parts2, needed
 
 
 @triton.jit
@@ -155,6 +132,20 @@ def draw(
 
 
 @triton.jit
+def _in_a_row(first, token_stride, inside, count: tl.constexpr):
+    """Activations (neuron,) of `count` tokens, as many arrays; all are asked for before one is looked at."""
+    xs: tl.tuple = ()
+    for t in tl.static_range(count):
+        xs = xs + (tl.load(first + t * token_stride, mask=inside, other=0.0),)
+    return xs
+
+
+@triton.jit
+def _is_above(value, least):
+    return tl.where(value >= least, 1.0, 0.0)
+
+
+@triton.jit
 def _with_four(s1, s2, s3, s4, x0, x1, x2, x3, center, unit):
     """Sums of the powers 1 to 4 of distances to a centre, with four more."""
     x0, x1 = (x0 - center) * unit, (x1 - center) * unit
@@ -167,67 +158,146 @@ def _with_four(s1, s2, s3, s4, x0, x1, x2, x3, center, unit):
     return s1, s2, s3, s4
 
 
-@triton.jit(do_not_specialize=["n_windows", "most_steps"])
-def window_sums(
+@triton.jit
+def _with_one(p0, p1, p2, exponent, value):
+    """Exact sums with one more term that their exponent holds; see `pipeline.kernels.add_exactly`."""
+    base = _rounder(exponent + (52 - _SPACING))
+    part = (value + base) - base
+    p0 += part
+    value -= part
+    finer = _rounder(exponent + (52 - 2 * _SPACING))
+    part = (value + finer) - finer
+    p1 += part
+    value -= part
+    finest = _rounder(exponent + (52 - 3 * _SPACING))
+    return p0, p1, p2 + ((value + finest) - finest)
+
+
+@triton.jit
+def _with_room(p0, p1, p2, exponent, size):
+    """Exact sums at an exponent that holds a term of `size`, which is its own exponent."""
+    # Shifted up, because whole numbers divide towards zero here.
+    needed = (size + 1 + 64 * _SPACING + _SPACING - 1) // _SPACING * _SPACING - 64 * _SPACING
+    needed = tl.where(size >= exponent, needed, exponent)
+    p0, p1, p2 = _raised(p0, p1, p2, (needed - exponent) // _SPACING)
+    return p0, p1, p2, needed
+
+
+@triton.jit
+def _parts_at(parts, exponents, sum_, n_neurons, column, inside):
+    """One of the five exact sums of a share: its three parts and exponent."""
+    row = parts + 3 * sum_ * n_neurons + column
+    p0 = tl.load(row, mask=inside, other=0.0)
+    p1 = tl.load(row + n_neurons, mask=inside, other=0.0)
+    p2 = tl.load(row + 2 * n_neurons, mask=inside, other=0.0)
+    return p0, p1, p2, tl.load(exponents + sum_ * n_neurons + column, mask=inside, other=0)
+
+
+@triton.jit
+def _put_parts(parts, exponents, sum_, n_neurons, column, inside, p0, p1, p2, exponent):
+    row = parts + 3 * sum_ * n_neurons + column
+    tl.store(row, p0, mask=inside)
+    tl.store(row + n_neurons, p1, mask=inside)
+    tl.store(row + 2 * n_neurons, p2, mask=inside)
+    tl.store(exponents + sum_ * n_neurons + column, exponent, mask=inside)
+
+
+@triton.jit(do_not_specialize=["n_windows", "per_share", "most_steps", "n_early"])
+def measure(
     x,
     window_stride,
-    token_stride,
     lengths,
     is_open,
+    numbers,
     n_windows,
+    per_share,
     n_neurons,
     per_unit,
     most_steps,
     low,
     high,
-    powers,
+    parts,
+    exponents,
+    extremes,
     positive,
+    early,
+    n_early,
     faults,
     alarm,
+    token_stride: tl.constexpr,
+    signed: tl.constexpr,
     held: tl.constexpr,
-    chunk: tl.constexpr,
     block: tl.constexpr,
 ):
-    """Extremes of each window, and its sums of the powers 1 to 4: a program for a block of neurons and some windows.
+    """What is known of each window, and the sums and extremes of all: a program for a block of neurons and some windows.
 
-    `x` is (window, token, neuron) with neurons side by side; `lengths` and `is_open` (window,) int32. If all windows
-    have `held` tokens, at most 64 and a multiple of 4, they are read once and held in registers; if it is 0, they are
-    read twice. Fills `low` and `high` (window, neuron) float32, `powers` (window, 4, neuron) float64, and for each chunk
-    of windows `positive` (chunk, neuron) int32. Sets `faults` (2, neuron) int8 where a sum is not finite, and where an
-    activation of an open window, times `per_unit` (neuron,) float32, is beyond `most_steps`; then `alarm` (1,) int32 is
-    set too.
+    `x` is (window, token, neuron) with neurons side by side; `lengths`, `is_open` and `numbers` (window,) int32. If all
+    windows have `held` tokens, at most 64 and a multiple of 4, they are held in registers; if it is 0, they are read twice,
+    16 tokens at once. Fills `low` and `high` (window, neuron) float32, and of the windows with a number below `n_early` the
+    strongest of each polarity in `early` (polarity, number, neuron) float32.
+
+    Each program takes `per_share` windows into a share of its own of the exact sums, `parts` (share, 5, 3, neuron) float64
+    and `exponents` (share, 5, neuron) int32, of `extremes` (share, 2, neuron) float32 and of `positive` (share, neuron)
+    int64. The sums are of the powers 1 to 4, and of the first power over open windows. Sets `faults` (2, neuron) int8
+    where a sum is not finite, and where an activation of an open window, times `per_unit` (neuron,) float32, is beyond
+    `most_steps`; then `alarm` (1,) int32 is set too.
     """
     column = tl.program_id(0) * block + tl.arange(0, block)
     inside = column < n_neurons
-    first = tl.program_id(1) * chunk
+    share = tl.program_id(1)
     nothing, none = tl.zeros((block,), tl.float64), tl.zeros((block,), tl.float32)
+    not_finite, strongest_open = column < 0, none
+    parts += share.to(tl.int64) * 15 * n_neurons
+    exponents += share.to(tl.int64) * 5 * n_neurons
+    extremes += share.to(tl.int64) * 2 * n_neurons
+    positive += share.to(tl.int64) * n_neurons
+    a0, a1, a2, a = _parts_at(parts, exponents, 0, n_neurons, column, inside)
+    b0, b1, b2, b = _parts_at(parts, exponents, 1, n_neurons, column, inside)
+    c0, c1, c2, c = _parts_at(parts, exponents, 2, n_neurons, column, inside)
+    d0, d1, d2, d = _parts_at(parts, exponents, 3, n_neurons, column, inside)
+    o0, o1, o2, o = _parts_at(parts, exponents, 4, n_neurons, column, inside)
+    # The least float32 above zero: compared with zero, a narrow format would be compared in pairs, which is slower.
+    least = (column * 0 + 1).to(tl.float32, bitcast=True)
+    lowest = tl.load(extremes + column, mask=inside, other=0.0)
+    highest = tl.load(extremes + n_neurons + column, mask=inside, other=0.0)
     count = tl.zeros((block,), tl.int32)
-    not_finite, too_strong = column < 0, column < 0
-    steps = tl.load(per_unit + column, mask=inside, other=0.0).to(tl.float64)
-    for w in range(first, tl.minimum(first + chunk, n_windows)):
+    first = share * per_share
+    for w in range(first, tl.minimum(first + per_share, n_windows)):
         length = tl.load(lengths + w)
         wide = tl.zeros((block,), tl.int64) + w
         row = x + wide * window_stride + column
         # The extremes pass over NaN, which shows in the sums.
         if held > 0:
-            xs: tl.tuple = ()
-            for t in tl.static_range(held):
-                xs = xs + (tl.load(row + t * token_stride, mask=inside, other=0.0),)
+            xs = _in_a_row(row, token_stride, inside, held)
             lo = xs[0].to(tl.float32)
             hi = lo
-            for t in tl.static_range(1, held):
-                lo = tl.minimum(lo, xs[t].to(tl.float32))
-                hi = tl.maximum(hi, xs[t].to(tl.float32))
+            for i in tl.static_range(1, held):
+                lo = tl.minimum(lo, xs[i].to(tl.float32))
+                hi = tl.maximum(hi, xs[i].to(tl.float32))
         else:
             lo = tl.load(row, mask=inside, other=0.0).to(tl.float32)
             hi = lo
-            for t in range(1, length):
+            sixteens = length // 16 * 16
+            for begin in range(0, sixteens, 16):
+                ys = _in_a_row(row + begin * token_stride, token_stride, inside, 16)
+                for i in tl.static_range(16):
+                    lo = tl.minimum(lo, ys[i].to(tl.float32))
+                    hi = tl.maximum(hi, ys[i].to(tl.float32))
+            for t in range(sixteens, length):
                 x0 = tl.load(row + t * token_stride, mask=inside, other=0.0).to(tl.float32)
                 lo = tl.minimum(lo, x0)
                 hi = tl.maximum(hi, x0)
         at = wide * n_neurons + column
         tl.store(low + at, lo, mask=inside)
         tl.store(high + at, hi, mask=inside)
+        lowest = tl.minimum(lowest, lo)
+        highest = tl.maximum(highest, hi)
+        number = tl.load(numbers + w)
+        if number < n_early:
+            # A zero of either sign becomes the same.
+            tl.store(early + number.to(tl.int64) * n_neurons + column, hi + 0.0, mask=inside)
+            if signed:
+                tl.store(early + (number + n_early).to(tl.int64) * n_neurons + column, 0.0 - lo, mask=inside)
         center = 0.5 * lo + 0.5 * hi
         up, down = hi - center, center - lo
         reach = tl.where(up > down, up, down)
@@ -236,36 +306,47 @@ def window_sums(
         unit = tl.where(unusual, _small_power_of_two(-size), 1.0)
         whole1, whole2, whole3, whole4 = nothing, nothing, nothing, nothing
         if held > 0:
-            s1, s2, s3, s4 = none, none, none, none
-            for t in tl.static_range(0, held, 4):
-                x0, x1 = xs[t].to(tl.float32), xs[t + 1].to(tl.float32)
-                x2, x3 = xs[t + 2].to(tl.float32), xs[t + 3].to(tl.float32)
-                count += (x0 > 0).to(tl.int32) + (x1 > 0).to(tl.int32) + (x2 > 0).to(tl.int32) + (x3 > 0).to(tl.int32)
+            s1, s2, s3, s4, above = none, none, none, none, none
+            for i in tl.static_range(0, held, 4):
+                x0, x1 = xs[i].to(tl.float32), xs[i + 1].to(tl.float32)
+                x2, x3 = xs[i + 2].to(tl.float32), xs[i + 3].to(tl.float32)
+                above += _is_above(x0, least) + _is_above(x1, least)
+                above += _is_above(x2, least) + _is_above(x3, least)
                 s1, s2, s3, s4 = _with_four(s1, s2, s3, s4, x0, x1, x2, x3, center, unit)
+            count += above.to(tl.int32)
             whole1, whole2 = s1.to(tl.float64), s2.to(tl.float64)
             whole3, whole4 = s3.to(tl.float64), s4.to(tl.float64)
         else:
             for start in range(0, length, _TOKENS_PER_SUM):
                 stop = tl.minimum(start + _TOKENS_PER_SUM, length)
-                fours = start + (stop - start) // 4 * 4
-                s1, s2, s3, s4 = none, none, none, none
-                for t in range(start, fours, 4):
+                sixteens, fours = start + (stop - start) // 16 * 16, start + (stop - start) // 4 * 4
+                s1, s2, s3, s4, above = none, none, none, none, none
+                for begin in range(start, sixteens, 16):
+                    ys = _in_a_row(row + begin * token_stride, token_stride, inside, 16)
+                    for i in tl.static_range(0, 16, 4):
+                        x0, x1 = ys[i].to(tl.float32), ys[i + 1].to(tl.float32)
+                        x2, x3 = ys[i + 2].to(tl.float32), ys[i + 3].to(tl.float32)
+                        above += _is_above(x0, least) + _is_above(x1, least)
+                        above += _is_above(x2, least) + _is_above(x3, least)
+                        s1, s2, s3, s4 = _with_four(s1, s2, s3, s4, x0, x1, x2, x3, center, unit)
+                for t in range(sixteens, fours, 4):
                     x0 = tl.load(row + t * token_stride, mask=inside, other=0.0).to(tl.float32)
                     x1 = tl.load(row + (t + 1) * token_stride, mask=inside, other=0.0).to(tl.float32)
                     x2 = tl.load(row + (t + 2) * token_stride, mask=inside, other=0.0).to(tl.float32)
                     x3 = tl.load(row + (t + 3) * token_stride, mask=inside, other=0.0).to(tl.float32)
-                    count += (x0 > 0).to(tl.int32) + (x1 > 0).to(tl.int32)
-                    count += (x2 > 0).to(tl.int32) + (x3 > 0).to(tl.int32)
+                    above += _is_above(x0, least) + _is_above(x1, least)
+                    above += _is_above(x2, least) + _is_above(x3, least)
                     s1, s2, s3, s4 = _with_four(s1, s2, s3, s4, x0, x1, x2, x3, center, unit)
                 for t in range(fours, stop):
                     x0 = tl.load(row + t * token_stride, mask=inside, other=0.0).to(tl.float32)
-                    count += (x0 > 0).to(tl.int32)
+                    above += _is_above(x0, least)
                     x0 = (x0 - center) * unit
                     q0 = x0 * x0
                     s1 += x0
                     s2 += q0
                     s3 += x0 * q0
                     s4 += q0 * q0
+                count += above.to(tl.int32)
                 whole1 += s1.to(tl.float64)
                 whole2 += s2.to(tl.float64)
                 whole3 += s3.to(tl.float64)
@@ -278,123 +359,63 @@ def window_sums(
         m1, m2, m3, m4 = whole1 * back, whole2 * square, whole3 * square * back, whole4 * square * square
         middle2 = middle * middle
         p1 = m1 + tokens * middle
-        into = powers + 4 * wide * n_neurons + column
-        tl.store(into, p1, mask=inside)
-        tl.store(into + n_neurons, m2 + 2 * middle * m1 + tokens * middle2, mask=inside)
-        tl.store(into + 2 * n_neurons, m3 + 3 * middle * m2 + 3 * middle2 * m1 + tokens * middle2 * middle, mask=inside)
-        tl.store(
-            into + 3 * n_neurons,
-            m4 + 4 * middle * m3 + 6 * middle2 * m2 + 4 * middle2 * middle * m1 + tokens * middle2 * middle2,
-            mask=inside,
-        )
+        p2 = m2 + 2 * middle * m1 + tokens * middle2
+        p3 = m3 + 3 * middle * m2 + 3 * middle2 * m1 + tokens * middle2 * middle
+        p4 = m4 + 4 * middle * m3 + 6 * middle2 * m2 + 4 * middle2 * middle * m1 + tokens * middle2 * middle2
         not_finite = not_finite | (p1 - p1 != 0)
-        strongest = tl.where(tl.abs(lo) > tl.abs(hi), tl.abs(lo), tl.abs(hi)).to(tl.float64) * steps
-        too_strong = too_strong | (tl.where(tl.load(is_open + w) > 0, strongest, 0.0) >= most_steps)
-    tl.store(positive + tl.program_id(1) * n_neurons + column, count, mask=inside)
+        opened = tl.load(is_open + w)
+        p5 = tl.where(opened > 0, p1, 0.0)
+        e1, e2, e3, e4 = _exponent(tl.abs(p1)), _exponent(tl.abs(p2)), _exponent(tl.abs(p3)), _exponent(tl.abs(p4))
+        e5 = tl.where(opened > 0, e1, -1022)
+        # Which they seldom do after the first few windows.
+        if tl.max(((e1 >= a) | (e2 >= b) | (e3 >= c) | (e4 >= d) | (e5 >= o)).to(tl.int32), axis=0) > 0:
+            a0, a1, a2, a = _with_room(a0, a1, a2, a, e1)
+            b0, b1, b2, b = _with_room(b0, b1, b2, b, e2)
+            c0, c1, c2, c = _with_room(c0, c1, c2, c, e3)
+            d0, d1, d2, d = _with_room(d0, d1, d2, d, e4)
+            o0, o1, o2, o = _with_room(o0, o1, o2, o, e5)
+        a0, a1, a2 = _with_one(a0, a1, a2, a, p1)
+        b0, b1, b2 = _with_one(b0, b1, b2, b, p2)
+        c0, c1, c2 = _with_one(c0, c1, c2, c, p3)
+        d0, d1, d2 = _with_one(d0, d1, d2, d, p4)
+        o0, o1, o2 = _with_one(o0, o1, o2, o, p5)
+        strongest = tl.where(opened > 0, tl.maximum(tl.abs(lo), tl.abs(hi)), 0.0)
+        strongest_open = tl.maximum(strongest_open, strongest)
+    _put_parts(parts, exponents, 0, n_neurons, column, inside, a0, a1, a2, a)
+    _put_parts(parts, exponents, 1, n_neurons, column, inside, b0, b1, b2, b)
+    _put_parts(parts, exponents, 2, n_neurons, column, inside, c0, c1, c2, c)
+    _put_parts(parts, exponents, 3, n_neurons, column, inside, d0, d1, d2, d)
+    _put_parts(parts, exponents, 4, n_neurons, column, inside, o0, o1, o2, o)
+    tl.store(extremes + column, lowest, mask=inside)
+    tl.store(extremes + n_neurons + column, highest, mask=inside)
+    before = tl.load(positive + column, mask=inside, other=0)
+    tl.store(positive + column, before + count, mask=inside)
+    steps = tl.load(per_unit + column, mask=inside, other=0.0).to(tl.float64)
+    too_strong = strongest_open.to(tl.float64) * steps >= most_steps
     if tl.max(((not_finite | too_strong) & inside).to(tl.int32), axis=0) > 0:
         tl.store(faults + column, 1, mask=inside & not_finite)
         tl.store(faults + n_neurons + column, 1, mask=inside & too_strong)
         tl.store(alarm, 1)
 
 
-@triton.jit(do_not_specialize=["n_windows"])
-def add_windows(
-    powers,
-    is_open,
-    n_windows,
-    n_neurons,
-    parts,
-    exponents,
-    lowest: tl.constexpr,
-    chunk: tl.constexpr,
-    block: tl.constexpr,
-):
-    """Exact sums over a chunk of windows: a program for a block of neurons, a chunk, and one of five sums.
+@triton.jit(do_not_specialize=["n_shares"])
+def add_shares(share_parts, share_exponents, n_shares, n_neurons, parts, exponents, block: tl.constexpr):
+    """The exact sums of all shares: a program for a block of neurons and one of five sums.
 
-    `powers` (window, 4, neuron) float64 and `is_open` (window,) int32 as `window_sums` has them. Fills `parts` (chunk,
-    5, 3, neuron) float64 and `exponents` (chunk, 5, neuron). The fifth sum is the first power over open windows.
+    Fills `parts` (5, 3, neuron) float64 and `exponents` (5, neuron) int32.
     """
     column = tl.program_id(0) * block + tl.arange(0, block)
     inside = column < n_neurons
-    which = tl.program_id(2)
-    first = tl.program_id(1) * chunk
-    p0, p1, p2 = tl.zeros((block,), tl.float64), tl.zeros((block,), tl.float64), tl.zeros((block,), tl.float64)
-    exponent = tl.zeros((block,), tl.int32) + lowest
-    row = powers + (which % 4) * n_neurons + column
-    for w in range(first, tl.minimum(first + chunk, n_windows)):
-        counts = tl.where(which < 4, 1, tl.load(is_open + w))
-        value = tl.load(row + (tl.zeros((block,), tl.int64) + w) * 4 * n_neurons, mask=inside, other=0.0)
-        p0, p1, p2, exponent = _added(p0, p1, p2, exponent, tl.where(counts > 0, value, 0.0))
-    at = (tl.zeros((block,), tl.int64) + tl.program_id(1) * 5 + which) * n_neurons
-    tl.store(parts + 3 * at + column, p0, mask=inside)
-    tl.store(parts + 3 * at + column + n_neurons, p1, mask=inside)
-    tl.store(parts + 3 * at + column + 2 * n_neurons, p2, mask=inside)
-    tl.store(exponents + at + column, exponent, mask=inside)
-
-
-@triton.jit(do_not_specialize=["n_chunks"])
-def add_chunks(chunk_parts, chunk_exponents, n_chunks, n_neurons, parts, exponents, block: tl.constexpr):
-    """Add the exact sums of all chunks to `parts` (5, 3, neuron) with `exponents` (5, neuron)."""
-    column = tl.program_id(0) * block + tl.arange(0, block)
-    inside = column < n_neurons
     index = tl.program_id(1)
-    place = index * n_neurons + column
-    parts += 3 * index * n_neurons + column
-    exponent = tl.load(exponents + place, mask=inside, other=0)
-    p0 = tl.load(parts, mask=inside, other=0.0)
-    p1 = tl.load(parts + n_neurons, mask=inside, other=0.0)
-    p2 = tl.load(parts + 2 * n_neurons, mask=inside, other=0.0)
-    for chunk in range(n_chunks):
-        at = (tl.zeros((block,), tl.int64) + chunk * 5 + index) * n_neurons
-        other = tl.load(chunk_exponents + at + column, mask=inside, other=0)
-        q0 = tl.load(chunk_parts + 3 * at + column, mask=inside, other=0.0)
-        q1 = tl.load(chunk_parts + 3 * at + column + n_neurons, mask=inside, other=0.0)
-        q2 = tl.load(chunk_parts + 3 * at + column + 2 * n_neurons, mask=inside, other=0.0)
+    p0, p1, p2, exponent = _parts_at(share_parts, share_exponents, index, n_neurons, column, inside)
+    for share in range(1, n_shares):
+        at = (tl.zeros((block,), tl.int64) + share) * 5 * n_neurons
+        q0, q1, q2, other = _parts_at(share_parts + 3 * at, share_exponents + at, index, n_neurons, column, inside)
         both = tl.maximum(exponent, other)
         p0, p1, p2 = _raised(p0, p1, p2, (both - exponent) // _SPACING)
         q0, q1, q2 = _raised(q0, q1, q2, (both - other) // _SPACING)
         p0, p1, p2, exponent = p0 + q0, p1 + q1, p2 + q2, both
-    tl.store(parts, p0, mask=inside)
-    tl.store(parts + n_neurons, p1, mask=inside)
-    tl.store(parts + 2 * n_neurons, p2, mask=inside)
-    tl.store(exponents + place, exponent, mask=inside)
-
-
-@triton.jit(do_not_specialize=["n_windows", "n_chunks"])
-def add_extremes(
-    low,
-    high,
-    positive,
-    n_windows,
-    n_chunks,
-    n_neurons,
-    minimum,
-    maximum,
-    total,
-    block: tl.constexpr,
-    tile: tl.constexpr,
-):
-    """Take the windows' extremes and counts into those of the layer: a program for a block of neurons.
-
-    `low` and `high` (window, neuron) and `positive` (chunk, neuron) as `window_sums` has them; `minimum` and `maximum`
-    (neuron,) float32 and `total` (neuron,) int64.
-    """
-    column = tl.program_id(0) * block + tl.arange(0, block)
-    inside = column < n_neurons
-    lo = tl.zeros((tile, block), tl.float32) + tl.load(minimum + column, mask=inside, other=0.0)[None, :]
-    hi = tl.zeros((tile, block), tl.float32) + tl.load(maximum + column, mask=inside, other=0.0)[None, :]
-    count = tl.zeros((tile, block), tl.int32)
-    for first in range(0, n_windows, tile):
-        row = (first + tl.arange(0, tile))[:, None]
-        at = row.to(tl.int64) * n_neurons + column[None, :]
-        real = (row < n_windows) & inside[None, :]
-        lo = tl.minimum(lo, tl.load(low + at, mask=real, other=float("inf")))
-        hi = tl.maximum(hi, tl.load(high + at, mask=real, other=float("-inf")))
-        count += tl.load(positive + at, mask=(row < n_chunks) & inside[None, :], other=0)
-    tl.store(minimum + column, tl.min(lo, axis=0), mask=inside)
-    tl.store(maximum + column, tl.max(hi, axis=0), mask=inside)
-    before = tl.load(total + column, mask=inside, other=0)
-    tl.store(total + column, before + tl.sum(count, axis=0), mask=inside)
+    _put_parts(parts, exponents, index, n_neurons, column, inside, p0, p1, p2, exponent)
 
 
 @triton.jit
@@ -518,7 +539,8 @@ def keep(
 @triton.jit
 def _at_token(x, window_stride, token_stride, occurrences, occurrence, last, n_tokens, column, inside):
     """Activations (neuron,) at an occurrence of a token, zero behind the last."""
-    place = tl.load(occurrences + occurrence, mask=occurrence < last, other=0)
+    # In 32 bits, which divide several times faster than 64.
+    place = tl.load(occurrences + occurrence, mask=occurrence < last, other=0).to(tl.int32)
     source = (place // n_tokens).to(tl.int64) * window_stride + (place % n_tokens).to(tl.int64) * token_stride
     return tl.load(x + source + column, mask=inside & (column * 0 + occurrence < last), other=0.0).to(tl.float32)
 
@@ -533,20 +555,23 @@ def add_tokens(
     n_tokens,
     n_neurons,
     per_unit,
-    sums,
+    lower,
+    upper,
     at_once: tl.constexpr,
     block: tl.constexpr,
 ):
     """Add activations in whole steps to the sums of their tokens: a program for a block of neurons and a segment.
 
     `occurrences` (occurrence,) are places window * `n_tokens` + token in the piece. A segment, a row of `segments`
-    (segment, 3) int32, is a row of `sums` (row, neuron) int64 with the first and behind the last of its at most 512
-    occurrences, of which `at_once` are read at once. `per_unit` (neuron,) float32 is steps per unit of the neuron, a
-    power of two.
+    (segment, 4) int32, is a row of the sums with the first and behind the last of its at most 512 occurrences, of which
+    `at_once` are read at once, and whether no other segment has that row. `per_unit` (neuron,) float32 is steps per unit
+    of the neuron, a power of two.
+
+    A sum is 2**32 * `upper` + `lower` (row, neuron) int32, because the upper half is almost never touched.
     """
     column = tl.program_id(0) * block + tl.arange(0, block)
     inside = column < n_neurons
-    segment = segments + 3 * tl.program_id(1)
+    segment = segments + 4 * tl.program_id(1)
     row, start, last = tl.load(segment), tl.load(segment + 1), tl.load(segment + 2)
     steps = tl.load(per_unit + column, mask=inside, other=0.0)
     # Below 2**22 steps, as nearly always, float32 and int32 hold all there is, and take less time.
@@ -559,15 +584,25 @@ def add_tokens(
             largest = tl.maximum(largest, tl.abs(value))
             # Adding 1.5 * 2**23 rounds to whole numbers, halves to even, and its last bits are that number.
             short += (value + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
-    into = sums + row.to(tl.int64) * n_neurons + column
-    if tl.max(largest, axis=0) < 4194304.0:
-        tl.atomic_add(into, short.to(tl.int64), mask=inside)
-    else:
+    above = tl.zeros((block,), tl.int32)
+    if tl.max(largest, axis=0) >= 4194304.0:
         total = tl.zeros((block,), tl.int64)
         for one in range(start, last):
             value = _at_token(x, window_stride, token_stride, occurrences, one, last, n_tokens, column, inside)
             total += _rounded(value.to(tl.float64) * steps.to(tl.float64)).to(tl.int64)
-        tl.atomic_add(into, total, mask=inside)
+        short = total.to(tl.int32)
+        above = ((total - short.to(tl.int64)) >> 32).to(tl.int32)
+    into = row.to(tl.int64) * n_neurons + column
+    if tl.load(segment + 3) > 0:
+        before = tl.load(lower + into, mask=inside, other=0)
+        tl.store(lower + into, before + short, mask=inside)
+    else:
+        before = tl.atomic_add(lower + into, short, mask=inside, sem="relaxed")
+    after = before + short
+    # Over the edge of 32 bits: the signs of both terms differ from that of their sum.
+    over = ((before ^ after) & (short ^ after)) < 0
+    above += tl.where(over, tl.where(short > 0, 1, -1), 0)
+    tl.atomic_add(upper + into, above, mask=inside & (above != 0), sem="relaxed")
 
 
 @triton.jit
@@ -581,8 +616,9 @@ def count_in_bins(
     n_bins,
     histogram,
     block: tl.constexpr,
+    at_once: tl.constexpr,
 ):
-    """Count activations in bins: a program for a block of neurons and a window of the sample.
+    """Count activations in bins: a program for a block of neurons, a window of the sample, and `at_once` tokens.
 
     A row of `sampled` (sampled window, 2) int32 is a window's place in the piece and its class; `histogram` is
     (class, bin, neuron) int32, for neighbours often are in the same bin.
@@ -590,12 +626,15 @@ def count_in_bins(
     column = tl.program_id(0) * block + tl.arange(0, block)
     inside = column < n_neurons
     place = tl.load(sampled + 2 * tl.program_id(1))
-    row = x + place.to(tl.int64) * window_stride + column
+    first = tl.program_id(2) * at_once
+    length = tl.load(lengths + place)
+    row = x + place.to(tl.int64) * window_stride + first * token_stride + column
     corner = histogram + tl.load(sampled + 2 * tl.program_id(1) + 1).to(tl.int64) * n_bins * n_neurons + column
-    for t in range(tl.load(lengths + place)):
-        bits = tl.load(row + t * token_stride, mask=inside, other=0.0).to(tl.float32).to(tl.int32, bitcast=True)
+    for t in tl.static_range(at_once):
+        real = inside & (column * 0 + first + t < length)
+        bits = tl.load(row + t * token_stride, mask=real, other=0.0).to(tl.float32).to(tl.int32, bitcast=True)
         size = bits & 0x7FFFFFFF
         step = tl.minimum((size - _HISTOGRAM_BITS) >> 22, _HISTOGRAM_STEPS) + 1
         step = tl.where(size >= _HISTOGRAM_BITS, step, 0)
         into = _HISTOGRAM_STEPS + 1 + tl.where(bits >= 0, step, -step)
-        tl.atomic_add(corner + into * n_neurons, 1, mask=inside)
+        tl.atomic_add(corner + into * n_neurons, 1, mask=real, sem="relaxed")

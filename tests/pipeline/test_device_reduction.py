@@ -231,7 +231,7 @@ def test_a_device_that_kernels_run_on_is_tried_out():
 
 
 def test_a_chunk_is_summed_in_several_programs(some_corpus, differing, monkeypatch):
-    monkeypatch.setattr(device_reduction, "CHUNK", 3)
+    monkeypatch.setattr(device_reduction, "MOST_SHARES", 3)
     monkeypatch.setattr(device_reduction, "SEGMENT", 2)
     sequences = some_corpus(20, longest=4)
     arrays, planned = behaviour(sequences), plan(sequences)
