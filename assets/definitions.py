@@ -24,6 +24,7 @@ from assets import (
     rescoring,
     scores,
     sequences,
+    signing,
     simulations,
     vocabulary,
 )
@@ -44,7 +45,7 @@ from pipeline.ports import (
     Releases,
     SubjectModel,
 )
-from resources import code, people
+from resources import code, people, signature
 from resources.budget import Budget
 from resources.corpus import open_corpus
 from resources.delta import DeltaLake
@@ -120,7 +121,10 @@ def build(
     )
     return dg.Definitions(
         assets=automation.automated(assets, spending=spending),
-        sensors=[automation.sensor()],
+        sensors=[
+            automation.sensor(),
+            *(signing.sensors(lambda: _signed(settings, lake)) if settings.signing_file else ()),
+        ],
         resources=doors,
         # A step takes seconds and starting a process takes longer: parallel work is inside steps.
         executor=dg.in_process_executor,
@@ -137,6 +141,14 @@ def build(
             ),
         ],
     )
+
+
+def _signed(settings: Settings, lake: DeltaLake) -> str | None:
+    """Sign the head of the ledger; gives it, or None where there is none."""
+    head = lake.ledger_head()
+    if head is not None and lake.ledger is not None and settings.signing_file is not None:
+        signature.keep(lake.ledger.files, head, settings.signing_file)
+    return head
 
 
 def _budget(settings: Settings, lake: Lake) -> Budget | None:

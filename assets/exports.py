@@ -17,6 +17,7 @@ from pipeline import csv_format, huggingface_format, neuronpedia_format, openai_
 from pipeline.capture import PER_SPLIT
 from pipeline.errors import LakeError
 from pipeline.ports import Folder, Lake, Progress
+from pipeline.records import read as records_of
 from pipeline.tables import SPLITS, TABLES
 
 CHUNK = 256
@@ -319,7 +320,7 @@ def _slices(lake: Lake, table: str, found: Mapping[int, Sequence[int]]) -> Itera
 def described(lake: Lake, *, layers: Sequence[int]) -> dict[str, Any]:
     """What any export says of where it is from: subject, conventions, and the version of each table that was read."""
     sites = lake.read("subject_layers")
-    made = lake.read("materializations").filter((pl.col("table") == "activations") & (pl.col("status") == "done"))
+    made = records_of(lake).filter((pl.col("table") == "activations") & (pl.col("status") == "done"))
     origin = json.loads(made.sort("finished_at").item(-1, "environment")) if len(made) else {}
     subject = {name: origin.get("subject", {}).get(name) for name in ("source", "revision", "dtype", "activation")}
     return {

@@ -35,6 +35,7 @@ from assets.project import Project
 from assets.step import BY_VALUE
 from pipeline.ports import Lake
 from pipeline.provenance import frame_hash
+from pipeline.records import read as records_of
 from pipeline.tables import IN_PASSING, TABLES
 
 
@@ -134,7 +135,7 @@ class _Records:
 
     def __init__(self, lake: Lake) -> None:
         self._lake = lake
-        rows = lake.read("materializations").sort("finished_at")
+        rows = records_of(lake).sort("finished_at")
         self._all: dict[tuple[str, int | None], list[dict[str, Any]]] = {}
         for row in rows.iter_rows(named=True):
             self._all.setdefault((row["table"], row["layer"]), []).append(row)

@@ -18,20 +18,22 @@ from pipeline.checks import Finding, check
 from pipeline.errors import NeuronLedgerError
 from pipeline.ports import Lake, SubjectModel
 from pipeline.provenance import identity
+from pipeline.records import read as records_of
 
 CODE_VERSION = "1"
 
 
 def known_models(lake: Lake) -> frozenset[str]:
-    """The hashes of weights and tokenizers by which the records of a lake know models; none of a lake that cannot be read."""
-    names = ("weights", "tokenizer")
+    """The hashes of weights, tokenizers and checkpoints by which the records of a lake know models; none of a lake that cannot be read."""
+    names = ("weights", "tokenizer", "checkpoint")
     try:
-        made = lake.scan("materializations").filter(
-            pl.col("table").is_in(["sequences", "subject_layers", "vocabulary"]) & (pl.col("status") == "done")
-        )
-        inputs = made.select(pl.col("inputs").unique()).collect().get_column("inputs").to_list()
-    except (NeuronLedgerError, OSError, pl.exceptions.PolarsError):
+        rows = records_of(lake)
+    except NeuronLedgerError:
         return frozenset()
+    made = pl.col("table").is_in(["sequences", "subject_layers", "vocabulary", "connections", "ablations"]) & (
+        pl.col("status") == "done"
+    )
+    inputs = rows.filter(made).get_column("inputs").unique()
     return frozenset(read[name]["content_hash"] for read in map(json.loads, inputs) for name in names if name in read)
 
 

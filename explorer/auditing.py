@@ -17,7 +17,17 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from explorer.command import diagnostics, layer_range, main, outside_of, reported, screen, settings_options
+from explorer.command import (
+    UNREADABLE,
+    diagnostics,
+    is_panic,
+    layer_range,
+    main,
+    outside_of,
+    reported,
+    screen,
+    settings_options,
+)
 from explorer.exchange import FOLDER, export_group
 from pipeline.audit import SHOWN, Audit
 from pipeline.errors import NeuronLedgerError
@@ -397,6 +407,10 @@ def _run_or_say_why() -> Iterator[None]:
         yield
     except NeuronLedgerError as error:
         _not_run(str(error))
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        _not_run(UNREADABLE)
 
 
 def _not_run(why: str) -> NoReturn:

@@ -27,6 +27,7 @@ from explorer.why import Hop, as_text, why
 from pipeline.audit import Audit
 from pipeline.errors import SettingsError
 from pipeline.provenance import TAG
+from pipeline.records import read as records_of
 from pipeline.summary import MAIN
 from resources import signature
 from resources.delta import DeltaLake, collect
@@ -65,7 +66,7 @@ def bundle(
     for row in scores:
         at = f"{row['layer']}-{row['neuron']}"
         chains[f"{at}-{row['identity'].removeprefix(TAG)[:8]}" if at in chains else at] = why(lake, row)
-    records = lake.read("materializations").filter(pl.col("status") == "done").sort("finished_at", "commit_uuid")
+    records = records_of(lake).filter(pl.col("status") == "done").sort("finished_at", "commit_uuid")
     for at, hops in chains.items():
         out.write(f"why/{at}.txt", (as_text(hops) + "\n").encode())
         out.write(f"why/{at}.json", _json([asdict(hop) for hop in hops]))

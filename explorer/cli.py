@@ -214,6 +214,7 @@ def status(wanted: str | None, layer: int | None, as_json: bool, **flags: Any) -
     from assets.definitions import open_lake, open_project, open_subject
     from assets.freshness import of_neurons, states, summary
     from explorer import terminal
+    from explorer.embedding import embedded
     from pipeline.summary import REASONED, without_value
 
     settings = load(**flags)
@@ -229,7 +230,9 @@ def status(wanted: str | None, layer: int | None, as_json: bool, **flags: Any) -
         else:
             screen().print(terminal.of_neurons(found, layer))
         return
-    rows = summary(states(lake, project, outside_of(settings, subject), layers=layers))
+    rows = summary(
+        [*states(lake, project, outside_of(settings, subject), layers=layers), *embedded(settings, lake, layers)]
+    )
     missing = without_value({table: lake.scan(table) for table in REASONED}, layers=layers)
     if as_json:
         reasons: dict[tuple[str, int | None], dict[str, int]] = {}

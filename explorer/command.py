@@ -31,6 +31,16 @@ T = TypeVar("T")
 DONE, FAILED, WRONG_USE, IN_PART = 0, 1, 2, 3
 
 
+UNREADABLE = (
+    "a data file of the lake is not what its commit says; `neuronledger audit --quick` names it: restore it from a copy"
+)
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether polars panicked, as it does at some files that were changed: no `Exception`, and of a class that it must not name."""
+    return type(error).__name__ == "PanicException"
+
+
 def settings_options(command: Callable[P, T]) -> Callable[P, T]:
     """Every setting as a flag; what is not given comes from the environment, the file, or the default."""
     for name, field in reversed(Settings.model_fields.items()):
@@ -58,6 +68,11 @@ def reported(command: Callable[P, T]) -> Callable[P, T]:
         except KeyboardInterrupt:
             click.echo("Stopped. What was finished is kept; the same command goes on from there.", err=True)
             sys.exit(130)
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            complain(UNREADABLE)
+            sys.exit(FAILED)
 
     return careful
 

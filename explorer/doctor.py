@@ -31,6 +31,7 @@ from explorer.dead_runs import dead_runs
 from pipeline.errors import LakeError, NeuronLedgerError
 from pipeline.ports import Document
 from pipeline.provenance import TAG, frame_hash
+from pipeline.records import read as records_of
 from pipeline.tables import OF_IMPORTS, TABLES
 from resources.commits import COMMIT_UUID, LAID_TOGETHER, RECORD
 from resources.delta import DeltaLake
@@ -186,7 +187,7 @@ def history(
     opened: dg.DagsterInstance, lake: DeltaLake, definitions: dg.Definitions | None
 ) -> Iterator[dg.AssetMaterialization]:
     """The events that Dagster lacks, oldest first: all of a slice that it never heard of, else the newest."""
-    records = lake.read("materializations").filter(
+    records = records_of(lake).filter(
         (pl.col("status") == "done")
         & pl.col("version").is_not_null()
         & pl.col("table").is_in([name for name in TABLES if name not in OF_IMPORTS])

@@ -5,6 +5,7 @@ no embedding of this encoder, or an embedding no explanation any more.
 """
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +16,9 @@ from resources.budget import Budget
 from resources.settings import Settings, load
 
 if TYPE_CHECKING:
+    from assets.freshness import State
     from pipeline.ports import Encoder, Lake
+    from resources.delta import DeltaLake
 
 TABLE = "explanation_embeddings"
 
@@ -45,7 +48,10 @@ def embed(wanted: str | None, budget_usd: float | None, budget_tokens: int | Non
     language = open_language(settings, lake, budget=budget)
     encoder = open_encoder(settings.encoder, language)
     layers = [
-        layer for layer in layer_range(wanted, len(open_subject(settings).layers())) if _lacks(lake, encoder, layer)
+        layer
+        for layer in layer_range(wanted, len(open_subject(settings).layers()))
+        if not lake.scan("explanations", layer=layer).head(1).collect().is_empty()
+        and state(lake, encoder, layer).status != "fresh"
     ]
     made, failed = [], False
     with TerminalProgress(diagnostics()) as progress, instance(settings) as opened:
@@ -69,19 +75,42 @@ def embed(wanted: str | None, budget_usd: float | None, budget_tokens: int | Non
         sys.exit(IN_PART if made else FAILED)
 
 
-def _lacks(lake: "Lake", encoder: "Encoder", layer: int) -> bool:
-    """Whether the embeddings of a layer are not those of its explanations by this encoder."""
-    from pipeline.meaning import wanted
+def embedded(settings: Settings, lake: "DeltaLake", layers: Sequence[int]) -> "list[State]":
+    """The states of the embeddings of some layers; none where no encoder is chosen."""
+    from assets.definitions import open_language
+    from resources.encoder import open_encoder
+
+    if settings.encoder is None:
+        return []
+    encoder = open_encoder(settings.encoder, open_language(settings, lake))
+    return [state(lake, encoder, layer) for layer in layers]
+
+
+def state(lake: "Lake", encoder: "Encoder", layer: int) -> "State":
+    """Whether the embeddings of a layer are those of its explanations by this encoder, and what `embed` would do if not."""
+    from assets.freshness import State
+    from pipeline.meaning import AT, wanted
     from resources.delta import collect
 
-    explanations = lake.read("explanations", layer=layer)
-    if explanations.is_empty():
-        return False
-    said = wanted(explanations, fingerprint=encoder.fingerprint())
+    explanations = collect(lake.scan("explanations", layer=layer).select(*AT, "text"))
     known = collect(lake.scan(TABLE, layer=layer).select("explanation_id", "identity", "missing_because"))
+    if explanations.is_empty() and known.is_empty():
+        return State(TABLE, layer, "missing", "there are no explanations yet")
+    ours = wanted(explanations, fingerprint=encoder.fingerprint()).select("explanation_id", "identity")
     have = known.filter(known.get_column("missing_because").is_null()).select("explanation_id", "identity")
-    ours = said.select("explanation_id", "identity")
-    return len(have) != len(ours) or not ours.join(have, on=ours.columns, how="anti").is_empty()
+    lacking = len(ours.join(have, on=ours.columns, how="anti"))
+    if known.is_empty() and lacking:
+        return State(TABLE, layer, "missing", f"`neuronledger embed` makes them, by {encoder.name}")
+    surplus = len(have.join(ours, on=ours.columns, how="anti"))
+    said = [
+        f"{count:,} {what}"
+        for count, what in (
+            (lacking, f"explanations have no embedding of {encoder.name}"),
+            (surplus, "embeddings are of other explanations or of another encoder"),
+        )
+        if count
+    ]
+    return State(TABLE, layer, "stale" if said else "fresh", ", and ".join(said))
 
 
 def _counted(settings: Settings, lake: "Lake", layers: list[int]) -> None:

@@ -16,6 +16,7 @@ import polars as pl
 
 from explorer.blocks import Blocks, width
 from pipeline.ports import Lake
+from pipeline.records import read as records_of
 from pipeline.tables import TABLES
 from pipeline.texts import token_texts
 from resources.delta import collect
@@ -167,7 +168,7 @@ class Kept:
 
     def records(self) -> pl.DataFrame:
         """The table `materializations`."""
-        return self.once("records", ["materializations"], lambda: self.lake.read("materializations"))
+        return self.once("records", ["materializations"], lambda: records_of(self.lake))
 
     def write(self, table: str, layer: int, neuron: int, runs: Collection[str] | None) -> dict[str, Any] | None:
         """The last finished write of a table that holds this neuron's rows, of these runs if they are given."""

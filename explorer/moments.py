@@ -18,6 +18,7 @@ import polars as pl
 
 from pipeline.errors import LakeError, SettingsError
 from pipeline.ports import Commit, Lake
+from pipeline.records import read as records_of
 from pipeline.tables import TABLES
 from resources.delta import DeltaLake, collect
 
@@ -55,7 +56,7 @@ def moment(lake: DeltaLake, said: str) -> Moment:
         return _commit(lake, said, found[1], int(found[2]))
     if re.fullmatch(r"sha256:[0-9a-f]{4,64}", said, re.ASCII):
         return _head(lake, said)
-    done = lake.read("materializations").filter((pl.col("status") == "done") & pl.col("version").is_not_null())
+    done = records_of(lake).filter((pl.col("status") == "done") & pl.col("version").is_not_null())
     of_run = done.filter(pl.col("run_id").str.starts_with(said)) if len(said) >= SHORTEST else done.clear()
     runs = of_run.get_column("run_id").unique().to_list()
     if len(runs) > 1:

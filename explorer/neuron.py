@@ -9,6 +9,7 @@ import polars as pl
 
 from pipeline.errors import NeuronLedgerError, SettingsError
 from pipeline.ports import Lake
+from pipeline.records import read as records_of
 from pipeline.summary import MAIN
 from pipeline.tables import CHAIN, MISSING
 from pipeline.texts import display, token_texts
@@ -218,7 +219,7 @@ def _connections(connections: pl.DataFrame, words: dict[int, str]) -> dict[str, 
 
 def _chain(lake: Lake, layer: int, neuron: int) -> list[dict[str, Any]]:
     """The last finished write of each hop that this neuron's rows are from."""
-    records = lake.read("materializations").filter(
+    records = records_of(lake).filter(
         (pl.col("status") == "done")
         & ((pl.col("layer") == layer) | pl.col("layer").is_null())
         & (pl.col("neurons").is_null() | pl.col("neurons").list.contains(neuron))

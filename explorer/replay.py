@@ -27,6 +27,7 @@ from pipeline.human import Statement
 from pipeline.languages import ENGLISH
 from pipeline.ports import Commit, Lake, Reply, Request, SubjectModel, Usage
 from pipeline.provenance import content_hash, frame_hash
+from pipeline.records import read as records_of
 from pipeline.revision import REVISION
 from pipeline.scorers import tables
 from pipeline.selection import Selection
@@ -90,9 +91,7 @@ class Records:
     def rows(self) -> pl.DataFrame:
         """Rows of `materializations` that wrote something, oldest version first."""
         return (
-            self.lake.read("materializations")
-            .filter((pl.col("status") == "done") & pl.col("version").is_not_null())
-            .sort("version")
+            records_of(self.lake).filter((pl.col("status") == "done") & pl.col("version").is_not_null()).sort("version")
         )
 
     def last(self, table: str, layer: int | None, neuron: int | None = None) -> dict[str, Any] | None:

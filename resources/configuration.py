@@ -38,6 +38,7 @@ _TRAINING = {
     "gradient_checkpointing",
     "initializer_cutoff_factor",
     "initializer_factor",
+    "init_std",
     "initializer_range",
     "output_router_logits",
     "router_aux_loss_coef",
@@ -47,6 +48,7 @@ _TRAINING = {
 """How weights were drawn and what was learned: by then they are what they are."""
 
 _HEADS = {
+    "chunk_size_feed_forward",
     "classifier_activation",
     "classifier_bias",
     "classifier_pooling",
@@ -57,6 +59,8 @@ _HEADS = {
     "output_hidden_states",
     "problem_type",
     "return_dict",
+    "sparse_pred_ignore_index",
+    "sparse_prediction",
     "summary_activation",
     "summary_proj_to_labels",
     "summary_type",
@@ -64,7 +68,8 @@ _HEADS = {
     "task_specific_params",
     "torchscript",
 }
-"""What is done with the stream after the last block, and what is handed out."""
+"""What is done with the stream after the last block, what is handed out, and how many tokens an MLP has at a time (all of
+them, here). `tie_word_embeddings` and `final_logit_softcapping` count, for what tokens a neuron writes depends on them."""
 
 _GENERATION = {
     "bad_words_ids",

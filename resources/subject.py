@@ -485,8 +485,10 @@ class HuggingFaceSubject:
         return np.asarray(scale[:, None] * head.T, dtype=np.float32)
 
     def weights_hash(self) -> str:
-        """Tagged hash of all weights, in the number format in which they are read."""
-        return checkpoint.weights_hash(number_format=self.dtype, hashes=self._tensor_hashes)
+        """Tagged hash of all weights, in the number format in which they are read, and of how the model uses them."""
+        weights = checkpoint.weights_hash(number_format=self.dtype, hashes=self._tensor_hashes)
+        settings = configuration.settings_that_count(self._folder.whole)
+        return self._named(content_hash({"weights": weights, "settings": content_hash(settings)}), weights)
 
     def provenance(self) -> Mapping[str, Any]:
         """Source, revision, file hashes, number format, device and versions: what decides the numbers."""
@@ -550,6 +552,8 @@ class HuggingFaceSubject:
             )
         if getattr(config, "quantization_config", None) is not None:
             raise SubjectError(f"subject {self.name!r} is quantised; give the checkpoint that it was made from.")
+        # Where an MLP reads a few tokens at a time, to the same result in less memory, its hook would get these alone.
+        config.chunk_size_feed_forward = 0
         return config
 
     @cached_property

@@ -76,6 +76,28 @@ def test_every_explanation_has_a_vector_of_its_text_and_nothing_is_made_twice(em
     assert embedded.versions() == before
 
 
+def test_status_says_of_each_layer_whether_its_explanations_are_embedded(told, embedded, tmp_path):
+    def states(folder, *words):
+        found = folder.states(*words)
+        return {layer: at for (table, layer), at in found.items() if table == "explanation_embeddings"}
+
+    assert states(embedded) == {}
+    assert states(embedded, "--encoder", ENCODER) == {0: ("fresh", ""), 1: ("fresh", "")}
+    missing = ("missing", f"`neuronledger embed` makes them, by {ENCODER}")
+    assert states(told, "--encoder", ENCODER, "--layers", "1") == {1: missing}
+    copy = embedded.copy(tmp_path)
+    rows = copy.table("explanations", layer=1)
+    first = rows.drop_nulls("text").item(0, "explanation_id")
+    said = pl.when(pl.col("explanation_id") == first).then(pl.lit("other words")).otherwise("text")
+    copy.lake.replace("explanations", rows.with_columns(said.alias("text")), layer=1, record={})
+    assert states(copy, "--encoder", ENCODER, "--layers", "1")[1] == (
+        "stale",
+        f"1 explanations have no embedding of {ENCODER}, and 1 embeddings are of other explanations or of another encoder",
+    )
+    assert copy.type("embed", "--encoder", ENCODER).stdout.startswith("layer 1: ")
+    assert states(copy, "--encoder", ENCODER, "--layers", "1") == {1: ("fresh", "")}
+
+
 def test_the_nearest_explanation_of_a_text_is_the_one_that_says_it(embedded, pages, asking):
     one = embedded.table("explanations", layer=1, neurons=[5]).filter(explainer="scripted").row(0, named=True)
     with pages(embedded) as address:

@@ -5,9 +5,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
+from assets import definitions
 from explorer import offline
+from resources.settings import load
 
 pytestmark = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="OpenSSH's ssh-keygen is not installed")
 
@@ -66,3 +69,21 @@ def test_a_key_that_is_not_there_is_said_before_anything_runs(copied):
     result = copied.type("run", "--neurons", "0:1", "--sign-with", "nowhere")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "is no file; give an SSH key, made by `ssh-keygen -t ed25519 -f FILE`" in result.stderr
+
+
+def test_a_run_that_dagster_started_is_signed_when_it_has_ended(copied, signers, monkeypatch):
+    monkeypatch.chdir(copied.home)
+    built = definitions.build(load(sign_with="key"))
+    sensors = {sensor.name: sensor for sensor in built.sensors or ()}
+    assert {f"sign_the_head_after_{end}" for end in ("success", "failure", "canceled")} < set(sensors)
+    assert not [sensor for sensor in definitions.build(load()).sensors or () if "sign" in sensor.name]
+    with dg.DagsterInstance.ephemeral() as instance:
+        ended = dg.GraphDefinition(name="run").to_job().execute_in_process(instance=instance)
+        context = dg.build_run_status_sensor_context(
+            "sign_the_head_after_success", ended.get_run_success_event(), instance, ended.dagster_run
+        )
+        skipped = sensors["sign_the_head_after_success"](context)
+    head = copied.lake.ledger_head()
+    assert skipped.skip_message == f"signed {head}, after run {ended.run_id}"
+    assert [f"sha256:{file.stem}" for file in signatures(copied)] == [head]
+    assert any(note.startswith("ada signed line ") for note in a2(copied, "--signers", str(signers))["notes"])

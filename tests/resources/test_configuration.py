@@ -20,6 +20,7 @@ OTHERWISE: dict[str, Any] = {
     "_name_or_path": "elsewhere",
     "architectures": ["Another"],
     "auto_map": {"AutoConfig": "evil.Evil"},
+    "chunk_size_feed_forward": 4,
     "dtype": "bfloat16",
     "initializer_range": 0.3,
     "id2label": {"0": "no", "1": "perhaps", "2": "yes"},
@@ -135,11 +136,20 @@ def as_before(folder: Path) -> HuggingFaceSubject:
         patch.setattr(configuration, "tokenizer_that_counts", checkpoint.tokenizer_files)
         subject = HuggingFaceSubject(str(folder))
         names = {subject.tokenizer_hash(), *subject.fingerprints()}
+    names.add(checkpoint.weights_hash(number_format="float32", hashes=subject._tensor_hashes))
     return HuggingFaceSubject(str(folder), known=lambda: names)
+
+
+@pytest.mark.parametrize("entry", ["tie_word_embeddings", "final_logit_softcapping"])
+def test_the_hash_of_the_checkpoint_counts_what_the_head_does_with_the_weights(entry: str, gpt2: Path) -> None:
+    before = HuggingFaceSubject(str(gpt2)).weights_hash()
+    set_config(gpt2, **{entry: 7})
+    assert HuggingFaceSubject(str(gpt2)).weights_hash() != before
 
 
 def test_a_model_keeps_the_hashes_by_which_a_lake_knows_it(gpt2: Path) -> None:
     now, before = HuggingFaceSubject(str(gpt2)), as_before(gpt2)
+    assert now.weights_hash() != before.weights_hash()
     assert not {now.tokenizer_hash(), *now.fingerprints()} & {before.tokenizer_hash(), *before.fingerprints()}
     known = {before.tokenizer_hash(), before.fingerprints()[1]}
     some = HuggingFaceSubject(str(gpt2), known=lambda: known)
