@@ -24,6 +24,10 @@ COLUMNS = {
 }
 """What of each table a comparison reads."""
 PAGE = 50
+ALL = "all"
+"""What an address names all layers by."""
+MOST = 20_000
+"""Neurons that a page compares; 6,400 take 3 s."""
 AT_ONCE = 1_024
 """Neurons that are compared at a time."""
 
@@ -66,21 +70,27 @@ def layers(a: Kept, b: Kept) -> list[int]:
 
 
 def summary(a: Kept, b: Kept, query: Mapping[str, str], *, seed: int = 0) -> dict[str, Any]:
-    """One layer of two sides, method by method, and its neurons, those first whose scores differ most.
+    """One layer of two sides, or all, method by method, and their neurons, those first whose scores differ most.
 
-    `query` may hold `layer` (the first common one unless it does), `method`, and `page`.
+    `query` may hold `layer` (the first common one unless it does, `all` for all of them), `method`, and `page`.
 
     Raises:
         NotThereError: the sides have no layer in common, or not this one.
-        FilterError: a filter is of no use.
+        FilterError: a filter is of no use, or all layers are more than a page can wait for.
     """
     both = layers(a, b)
     if not both:
         raise NotThereError("The two have no layer in common.")
-    layer = whole(query["layer"], "layer") if query.get("layer") else both[0]
-    if layer not in both:
-        raise NotThereError(f"Layer {layer} is not in both; these are: {', '.join(map(str, both))}.")
-    found = whole_layers(a.lake, b.lake, [layer], seed=seed)
+    wanted = query.get("layer", "") or str(both[0])
+    count = sum(a.n_neurons()[one] for one in both)
+    if wanted == ALL and count > MOST:
+        raise FilterError(
+            f"all layers are {count:,} neurons, more than {MOST:,}; `neuronledger compare` compares them."
+        )
+    chosen = both if wanted == ALL else [whole(wanted, "layer")]
+    if not set(chosen) <= set(both):
+        raise NotThereError(f"Layer {wanted} is not in both; these are: {', '.join(map(str, both))}.")
+    found = whole_layers(a.lake, b.lake, chosen, seed=seed)
     methods = found.methods.get_column("method").to_list()
     method = query.get("method", "")
     if method and method not in methods:
@@ -90,14 +100,15 @@ def summary(a: Kept, b: Kept, query: Mapping[str, str], *, seed: int = 0) -> dic
         pl.col("text_a").ne_missing(pl.col("text_b")) | pl.col("value_a").ne_missing(pl.col("value_b"))
     )
     changed = changed.sort(
-        pl.col("difference").abs(), "neuron", "method", descending=[True, False, False], nulls_last=True
+        pl.col("difference").abs(), "layer", "neuron", "method", descending=[True, False, False, False], nulls_last=True
     )
     in_both = found.neurons.filter(pl.col("in_a") & pl.col("in_b"))
     pages = max(1, -(-len(changed) // PAGE))
     page = min(max(1, whole(query.get("page") or "1", "page")), pages)
     return {
-        "layer": layer,
+        "layer": ALL if wanted == ALL else chosen[0],
         "layers": both,
+        "can_all": len(both) > 1 and count <= MOST,
         "method": method,
         "neurons": {
             "in_both": len(in_both),

@@ -393,6 +393,7 @@ FRENCH: Mapping[str, str] = {
     "Note it": "Le noter",
     "It goes to a file, and a run simulates and scores it like those of language models, on texts that nobody was shown:": "Elle va dans un fichier, et une exécution la simule et la note comme celles des modèles de langue, sur des textes que personne n'a vus :",
     "To run everything again and compare it with what is kept": "Pour tout refaire et le comparer à ce qui est gardé",
+    "all layers": "toutes les couches",
     "Imported": "Importé",
     "What other systems say": "Ce que disent d'autres systèmes",
     "imported neurons": "neurones importés",

@@ -5,6 +5,7 @@ import json
 import pytest
 from safetensors.torch import load_file, save_file
 
+from explorer import compared
 from explorer.kept import Kept
 from explorer.server import Explorer
 from explorer.staleness import Staleness
@@ -88,6 +89,19 @@ def test_the_page_says_what_the_command_says(both, edited, asking):
     assert f'href="/1/0/compare?a={first}"' in page
     assert "paired bootstrap" in page
     assert asking(f"{address}/compare?a={first}")[1].count("0 differ") == 1
+
+
+def test_all_layers_are_compared_at_once_where_they_are_few(both, edited, asking, monkeypatch):
+    address, first = both
+    folder, _ = edited
+    told = json.loads(folder.type("compare", f".@{first[:8]}", ".", "--json").stdout)
+    found = json.loads(asking(f"{address}/compare.json?a={first}&layer=all")[1])["found"]
+    assert (found["layer"], found["methods"]) == ("all", told["methods"])
+    assert found["neurons"]["in_both"] == len(told["neurons"])
+    assert "all layers" in asking(f"{address}/compare?a={first}&layer=1")[1]
+    monkeypatch.setattr(compared, "MOST", 3)
+    status, page = asking(f"{address}/compare?a={first}&layer=all&lang=fr")
+    assert (status, "`neuronledger compare` compares them" in page) == (400, True)
 
 
 def test_one_neuron_is_set_beside_itself_with_words_scores_and_what_the_difference_is_due_to(both, asking):
