@@ -6,7 +6,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -30,7 +30,7 @@ from explorer.command import (
 )
 from explorer.exchange import FOLDER, export_group
 from pipeline.audit import SHOWN, Audit
-from pipeline.errors import NeuronLedgerError
+from pipeline.errors import NeuronLedgerError, SettingsError
 from resources.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def doctor(seal_all: bool, look_only: bool, no_endpoint: bool, as_json: bool, **
     """
     from assets.definitions import build, open_lake
     from explorer import doctor as looks
-    from explorer.condition import ILL
+    from explorer.condition import ILL, Condition
     from resources.instance import instance
 
     with _run_or_say_why():
@@ -234,9 +234,12 @@ def doctor(seal_all: bool, look_only: bool, no_endpoint: bool, as_json: bool, **
             usable = not any(each.outcome == ILL and each.of in ("lake", "model", "corpus") for each in found)
             if (usable and lake.version("materializations") is not None and not look_only) or _has_instance(settings):
                 status.update("looking at Dagster")
-                with instance(settings) as opened:
-                    definitions = build(settings) if usable else None
-                    found += looks.instance(opened, lake, definitions, mend=not look_only)
+                try:
+                    with instance(settings) as opened:
+                        definitions = build(settings) if usable else None
+                        found += looks.instance(opened, lake, definitions, mend=not look_only)
+                except SettingsError as error:
+                    found.append(Condition("Dagster", ILL, str(error)))
             if not no_endpoint:
                 status.update("asking the language model")
                 found += looks.endpoint(settings, lake)
@@ -380,10 +383,11 @@ def _instance(settings: Settings) -> "Iterator[dg.DagsterInstance | None]":
     """The Dagster instance, if there is one; none is made."""
     from resources.instance import instance
 
-    if not _has_instance(settings):
-        yield None
-        return
-    with instance(settings) as opened:
+    with ExitStack() as stack:
+        opened = None
+        # A damaged one tells as little as none, and `doctor` says so.
+        with suppress(SettingsError):
+            opened = stack.enter_context(instance(settings)) if _has_instance(settings) else None
         yield opened
 
 
@@ -405,7 +409,7 @@ def _said(first: str) -> Iterator[Status]:
 def _run_or_say_why() -> Iterator[None]:
     try:
         yield
-    except NeuronLedgerError as error:
+    except (NeuronLedgerError, OSError) as error:
         _not_run(str(error))
     except BaseException as error:
         if not is_panic(error):

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import dagster as dg
 
 from pipeline.errors import SettingsError
+from resources.model_folder import first_line
 from resources.settings import Settings
 
 POSTGRES_URL = "NEURONLEDGER_POSTGRES_URL"
@@ -46,14 +47,21 @@ def instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     """The instance of these settings, closed at the end.
 
     Raises:
-        SettingsError: its database cannot be reached.
+        SettingsError: its files are damaged, or its database cannot be reached.
     """
     prepare(settings)
     try:
         found = dg.DagsterInstance.from_config(str(settings.instance))
+        # Its files are opened when they are first asked.
+        found.get_runs_count()
     except Exception as error:
+        if not os.environ.get(POSTGRES_URL):
+            raise SettingsError(
+                f"Dagster's folder {settings.instance} cannot be used ({first_line(error)}); move it away, and "
+                "`neuronledger doctor` tells Dagster its history again from the lake, which needs none of it"
+            ) from error
         # Dagster asks again for ten seconds, and then says only that it did.
-        if not os.environ.get(POSTGRES_URL) or type(error).__name__ not in UNREACHABLE:
+        if type(error).__name__ not in UNREACHABLE:
             raise
         said = _without_secret(str(error.__cause__ or error))
         raise SettingsError(f"the database of {POSTGRES_URL} at {_place()} cannot be used: {said}") from None

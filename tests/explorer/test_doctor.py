@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -149,3 +151,17 @@ def test_a_model_or_a_corpus_that_is_gone_is_named(copied):
     assert code == 1
     assert outcomes(found, "model") == ["ill"]
     assert outcomes(found, "corpus") == ["ill"]
+
+
+@pytest.mark.parametrize("damage", ["runs.db", "dagster.yaml"])
+def test_a_dagster_folder_that_cannot_be_read_is_named_and_the_lake_answers_without_it(made, tmp_path, damage):
+    folder = replace(made, home=Path(shutil.copytree(made.home, tmp_path / "copy")))
+    (file,) = (folder.home / "dagster_home").rglob(damage)
+    file.write_bytes(b"telemetry: [" * 50)
+    code, found = treated(folder)
+    (said,) = [each["said"] for each in found if each["of"] == "Dagster"]
+    assert (code, "cannot be used" in said, "move it away" in said) == (1, True, True)
+    checks = {check["id"]: check for check in json.loads(folder.type("audit", "--quick", "--json").stdout)["checks"]}
+    assert "there is no Dagster instance at hand" in checks["A10"]["not_checked"]
+    result = folder.type("run", "--neurons", "0:1")
+    assert (result.exit_code, "cannot be used" in result.stderr) == (2, True)
