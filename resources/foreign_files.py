@@ -31,11 +31,11 @@ from pipeline.ports import Foreign
 from pipeline.provenance import TAG
 from resources.latents_file import LatentsFile, vocabulary
 
-NEURONS = 128
+NEURONS = 64
 """Neurons whose files are a task of one process; the files of a neuron are never in two."""
 LARGEST = 2**30
 """Most bytes of a file that is read whole, and of what is packed in it."""
-AHEAD = 2
+AHEAD = 4
 """Tasks for each process that may be done before their rows are wanted: memory is bounded by them."""
 
 Parse = Callable[..., Found]
