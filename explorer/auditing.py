@@ -147,10 +147,10 @@ def verify(  # noqa: PLR0917
 ) -> None:
     """Compute a neuron's numbers again, from the model's files to the scores, and say "equal" or which link is broken.
 
-    Exits with 0 if all that could be compared is equal, 1 if something differs, 2 if it could not run.
+    Exits with 0 if all that could be compared is equal, 1 if something differs, 2 if nothing could be compared.
     """
     from explorer import originals
-    from explorer.verify import DIFFERS, captured_layers
+    from explorer.verify import DIFFERS, NOT_CHECKED, captured_layers
     from explorer.verify import verify as verified
 
     with _run_or_say_why():
@@ -182,7 +182,8 @@ def verify(  # noqa: PLR0917
         click.echo(json.dumps([asdict(link) for link in links]))
     else:
         _print_links(links, screen())
-    sys.exit(FINDINGS if any(link.outcome == DIFFERS for link in links) else CLEAN)
+    outcomes = {link.outcome for link in links}
+    sys.exit(FINDINGS if DIFFERS in outcomes else NOT_RUN if outcomes == {NOT_CHECKED} else CLEAN)
 
 
 @main.command()
@@ -478,7 +479,10 @@ def _print_links(links: "Sequence[Link]", to: Console) -> None:
     else:
         names = dict.fromkeys(f"{link.name} of {link.at}" for link in links if link.outcome == NOT_CHECKED)
         without = f", but for what was not checked: {'; '.join(names)}"
-        to.print(Text("equal" + (without if names else "")), soft_wrap=True)
+        if len(names) == len(links):
+            to.print("nothing could be compared")
+        else:
+            to.print(Text("equal" + (without if names else "")), soft_wrap=True)
 
 
 def _print_conditions(found: "Sequence[Condition]", to: Console) -> None:

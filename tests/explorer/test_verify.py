@@ -203,3 +203,10 @@ def test_why_is_typed_with_an_identity_or_a_neuron_and_says_when_there_is_none(m
     assert json.loads(made.type("why", "0:1", "--json").stdout)[0]["name"] == "score"
     assert "no score of the lake" in made.type("why", "sha256:" + 64 * "0").stderr
     assert "is no score; give its identity" in made.type("why", "abc").stderr
+
+
+def test_where_nothing_can_be_compared_nothing_is_called_equal(copied):
+    shutil.rmtree(copied.home / "lake" / "subject" / "materializations")
+    code, links = verified(copied, "0:1")
+    assert (code, set(outcomes(links).values())) == (2, {"not checked"})
+    assert copied.type("verify", "0:1").stdout.splitlines()[-1] == "nothing could be compared"
