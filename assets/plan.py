@@ -7,7 +7,7 @@ estimated from the lengths of texts, by what the endpoint counted in replies tha
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import compress
 from typing import Any
 
@@ -49,6 +49,8 @@ class Planned:
     cost_usd: float | None
     seconds: float | None
     """About, one request after the other; None while no reply is kept."""
+    passes: int = 0
+    """Of the subject, over one window each: what ablations take beside requests, which may be hours."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def planned(
 
     The subject reads sentences only if a kept reply holds them.
     """
-    causal = "ablations" not in scores.more_inputs(project) or subject.irreplaceable() is None
+    replacing = "ablations" in scores.more_inputs(project)
+    causal = not replacing or subject.irreplaceable() is None
     for layer in layers:
         if not ready(lake, project, layer):
             continue
@@ -104,7 +107,20 @@ def planned(
                 requests = _further(project, table, found) if causal or table != "ablations" else []
                 for asked_of in dict.fromkeys(request.model for request in requests) or (model,):
                     some, sizes = [one for one in requests if one.model == asked_of], _sizes(lake, asked_of)
-                    yield _stage(table, some, layer=layer, model=asked_of, language=language, sizes=sizes)
+                    stage = _stage(table, some, layer=layer, model=asked_of, language=language, sizes=sizes)
+                    yield replace(stage, passes=_passes(inputs, written)) if table == "ablations" and causal else stage
+        elif model is None and replacing and causal:
+            passes = _passes(inputs, explanations.baselines(inputs), more=0)
+            yield Planned("ablations", layer, "none", 0, 0, 0, 0, 0.0, 0.0, passes=passes)
+
+
+def _passes(inputs: Mapping[str, pl.DataFrame], written: pl.DataFrame, *, more: int = 2) -> int:
+    """Passes of the subject that ablations take: one for each explanation and scored text, those of the `more` baselines
+    included, and one for each neuron's mean."""
+    at = ["layer", "neuron", "polarity"]
+    texts = inputs["exemplars"].filter(pl.col("split") == "score").group_by(at).len("texts")
+    found = written.filter(pl.col("text").is_not_null()).group_by(at).len("said").join(texts, on=at)
+    return int(found.select(((pl.col("said") + more + 1) * pl.col("texts")).sum()).item() or 0)
 
 
 def _further(project: Project, table: str, tables: Mapping[str, pl.DataFrame]) -> list[Request]:

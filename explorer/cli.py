@@ -151,7 +151,11 @@ def plan(wanted: str | None, profile: str | None, as_json: bool, **flags: Any) -
     settings = load(**flags)
     subject = open_subject(settings)
     project = open_project(settings, subject)
-    if project.choices.explainer is None and project.choices.simulator is None:
+    if (
+        project.choices.explainer is None
+        and project.choices.simulator is None
+        and "ablation" not in project.choices.scorers
+    ):
         raise SettingsError("there is nothing to plan without a language model; name one with --explainer")
     layers, lake = layer_range(wanted, len(project.n_neurons)), open_lake(settings)
     stages = list(planned(lake, project, open_language(settings, lake), subject, layers=layers))

@@ -287,6 +287,7 @@ def planned_total(stages: "Sequence[Planned]", *, concurrency: int, batch: bool 
         "cost_usd": None if None in costs else sum(cost for cost in costs if cost is not None),
         "seconds": None if batch or None in seconds else sum(one for one in seconds if one is not None) / concurrency,
         "batch": batch,
+        "passes": sum(stage.passes for stage in stages),
     }
 
 
@@ -315,6 +316,9 @@ def plan(stages: "Sequence[Planned]", total: Mapping[str, Any]) -> Group:
     lines = [Text(guess, style="dim", no_wrap=True, overflow="ignore")]
     if total["batch"]:
         words = "The cost is that of batches. A provider takes up to a day for each, and one stage waits for the one before."
+        lines.append(Text(words, style="dim", no_wrap=True, overflow="ignore"))
+    if total["passes"]:
+        words = f"Ablations take about {total['passes']:,} passes of the subject over one text each: they cost no money, and time."
         lines.append(Text(words, style="dim", no_wrap=True, overflow="ignore"))
     return Group(table, *lines, Text("Nothing was sent."))
 
