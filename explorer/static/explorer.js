@@ -13,6 +13,14 @@
   const button = document.getElementById("theme");
   if (button) { button.hidden = false; button.addEventListener("click", turn); }
 
+  const keys = document.getElementById("keys");
+  const name = () => { keys.textContent = keys.dataset[kept.getItem("keys") === "off" ? "on" : "off"]; };
+  if (keys) {
+    keys.hidden = false;
+    name();
+    keys.addEventListener("click", () => { kept.setItem("keys", kept.getItem("keys") === "off" ? "on" : "off"); name(); });
+  }
+
   // The value of each token: all of them come with one request, when first asked for.
   const said = document.getElementById("said");
   const island = document.getElementById("all");
@@ -133,6 +141,8 @@
     const target = event.target;
     if (event.key === "Escape" && said) { said.hidden = true; target.blur?.(); return; }
     if (target.matches?.("input, select, textarea, [contenteditable]")) return;
+    // Who speaks to the computer, or hits keys by chance, can turn off those that act without a modifier.
+    if (kept.getItem("keys") === "off" && event.key.length === 1) return;
     const text = target.matches?.(known) ? target : null;
     if (text && (event.key === "ArrowLeft" || event.key === "ArrowRight")) {
       step(text, event.key === "ArrowLeft" ? -1 : 1);
@@ -145,6 +155,11 @@
       "?": () => go("/help" + location.search.replace(/^(?!.*lang=).*$/, "").replace(/^.*(lang=[a-z]+).*$/, "?$1")),
       d: turn,
       r: () => go(page.random),
+      s: () => go(page.view),
+      h: () => go(page.left),
+      l: () => go(page.right),
+      j: () => go(page.down),
+      k: () => go(page.up),
       ArrowLeft: () => go(page.left),
       ArrowRight: () => go(page.right),
       // With Shift, because without it these two scroll.

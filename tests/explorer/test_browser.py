@@ -303,6 +303,25 @@ def test_by_keyboard_alone_one_goes_from_neuron_to_neuron_and_reads_each_token(b
         page.wait_for_url("**/help")
 
 
+def test_letters_go_on_and_can_be_turned_off(browser, address):
+    with visit(browser) as page:
+        page.goto(f"{address}/1/5")
+        for query in ("?view=overlay", "?view=difference", ""):
+            page.keyboard.press("s")
+            page.wait_for_url(f"{address}/1/5{query}#compared")
+        page.keyboard.press("l")
+        page.wait_for_url("**/1/6")
+        page.goto(f"{address}/help")
+        page.get_by_role("button", name="Turn keys of one letter off").click()
+        page.goto(f"{address}/1/5")
+        page.keyboard.press("l")
+        page.keyboard.press("ArrowRight")
+        page.wait_for_url("**/1/6")
+        page.keyboard.press("h")
+        page.keyboard.press("ArrowRight")
+        page.wait_for_url("**/1/7")
+
+
 def test_the_value_of_a_token_is_that_of_the_table(browser, address, told):
     row = (
         told.table("activations", layer=1, neurons=[5])
