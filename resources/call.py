@@ -25,7 +25,6 @@ class Call:
     completion_tokens: int = 0
     cost_usd: float | None = 0.0
     """Of what was sent; None once the cost of any of it is unknown."""
-    quiet_until: float = 0.0
     silent: bool = True
     """Whether nothing has come from the endpoint since the last request that was given up."""
     unusable: str | None = None

@@ -70,8 +70,8 @@ class Shared(Protocol):
         """Write a reply down, and return when it would survive a power cut."""
         ...
 
-    def failed(self, request_id: str, *, run_id: str, reason: str, error: str) -> None:
-        """An attempt brought no reply."""
+    def failed(self, request_id: str, *, run_id: str, reason: str, error: str, quiet: float) -> None:
+        """An attempt brought no reply, and the endpoint asked for so many seconds of `quiet`."""
         ...
 
     def settled(self, request_id: str, *, usd: float | None, tokens: int | None) -> None:
@@ -143,7 +143,8 @@ class Desk:
         if self._waiting:
             self._journal.keep(*(received for received, _ in self._waiting))
 
-    def failed(self, request_id: str, *, run_id: str, reason: str, error: str) -> None:
+    def failed(self, request_id: str, *, run_id: str, reason: str, error: str, quiet: float) -> None:
+        self._pace.quiet(quiet)
         # A server with too much to do at once says so by being late.
         if reason in {"rate_limited", "timeout"}:
             self._pace.slower()
@@ -214,8 +215,8 @@ class Keeper:
     async def keep(self, received: Received) -> None:
         await self._desk.keep(received)
 
-    async def failed(self, request_id: str, *, run_id: str, reason: str, error: str) -> None:
-        self._desk.failed(request_id, run_id=run_id, reason=reason, error=error)
+    async def failed(self, request_id: str, *, run_id: str, reason: str, error: str, quiet: float) -> None:
+        self._desk.failed(request_id, run_id=run_id, reason=reason, error=error, quiet=quiet)
 
     async def settled(self, request_id: str, *, usd: float | None, tokens: int | None) -> None:
         self._desk.settled(request_id, usd=usd, tokens=tokens)
@@ -271,8 +272,8 @@ class FarDesk:
     async def keep(self, received: Received) -> None:
         await self._actor.keep.remote(received)
 
-    def failed(self, request_id: str, *, run_id: str, reason: str, error: str) -> None:
-        self._actor.failed.remote(request_id, run_id=run_id, reason=reason, error=error)
+    def failed(self, request_id: str, *, run_id: str, reason: str, error: str, quiet: float) -> None:
+        self._actor.failed.remote(request_id, run_id=run_id, reason=reason, error=error, quiet=quiet)
 
     def settled(self, request_id: str, *, usd: float | None, tokens: int | None) -> None:
         self._actor.settled.remote(request_id, usd=usd, tokens=tokens)

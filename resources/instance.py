@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 
 import dagster as dg
 
-from pipeline.errors import SettingsError
+from pipeline.errors import NeuronLedgerError, SettingsError
 from resources.model_folder import first_line
 from resources.settings import Settings
 
 POSTGRES_URL = "NEURONLEDGER_POSTGRES_URL"
-UNREACHABLE = frozenset({"OperationalError", "DagsterPostgresException"})
+UNREACHABLE = frozenset({"OperationalError", "DatabaseError", "DagsterPostgresException"})
 """Errors of libraries that need not be installed."""
 
 
@@ -48,6 +48,7 @@ def instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
 
     Raises:
         SettingsError: its files are damaged, or its database cannot be reached.
+        NeuronLedgerError: its database failed later, such as on a full disk.
     """
     prepare(settings)
     try:
@@ -55,18 +56,30 @@ def instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
         # Its files are opened when they are first asked.
         found.get_runs_count()
     except Exception as error:
-        if not os.environ.get(POSTGRES_URL):
+        # An operational error is the disk's, not the files'.
+        if not os.environ.get(POSTGRES_URL) and type(error).__name__ != "OperationalError":
             raise SettingsError(
                 f"Dagster's folder {settings.instance} cannot be used ({first_line(error)}); move it away, and "
                 "`neuronledger doctor` tells Dagster its history again from the lake, which needs none of it"
             ) from error
-        # Dagster asks again for ten seconds, and then says only that it did.
         if type(error).__name__ not in UNREACHABLE:
             raise
-        said = _without_secret(str(error.__cause__ or error))
-        raise SettingsError(f"the database of {POSTGRES_URL} at {_place()} cannot be used: {said}") from None
-    with found as opened:
-        yield opened
+        raise SettingsError(_failed(settings, error)) from None
+    try:
+        with found as opened:
+            yield opened
+    except Exception as error:
+        if type(error).__name__ not in UNREACHABLE:
+            raise
+        raise NeuronLedgerError(
+            f"{_failed(settings, error)}. What was finished is kept; see to it, and run again"
+        ) from None
+
+
+def _failed(settings: Settings, error: Exception) -> str:
+    """Which database cannot be used, and why. Dagster asks again for ten seconds, and then says only that it did."""
+    whose = f"of {POSTGRES_URL} at {_place()}" if os.environ.get(POSTGRES_URL) else f"of Dagster in {settings.instance}"
+    return f"the database {whose} cannot be used: {_without_secret(str(error.__cause__ or error))}"
 
 
 def _name_the_driver() -> None:
@@ -87,7 +100,7 @@ def _place() -> str:
 
 def _without_secret(words: str) -> str:
     try:
-        secret = urlsplit(os.environ[POSTGRES_URL]).password
+        secret = urlsplit(os.environ.get(POSTGRES_URL, "")).password
     except ValueError:
         secret = None
     line = " ".join(words.split("(Background on this error", maxsplit=1)[0].split())

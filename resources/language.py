@@ -396,14 +396,14 @@ class OpenAICompatible:
         begun = time.monotonic()
         call.sent += 1
         for attempt in range(ATTEMPTS):
-            await asyncio.sleep(call.quiet_until - time.monotonic())
-            if call.unusable is not None:
-                return None
             try:
                 async with desk.turn():
+                    if call.unusable is not None:
+                        return None
                     status, body = await self._ask(client, request)
             except Failed as failed:
-                desk.failed(request_id, run_id=call.run_id, reason=failed.reason, error=failed.error)
+                quiet = failed.retry_after if failed.again else 0.0
+                desk.failed(request_id, run_id=call.run_id, reason=failed.reason, error=failed.error, quiet=quiet)
                 call.failures[request_id] += 1
                 call.silent = call.silent and not failed.heard
                 if failed.unusable is not None:
@@ -411,8 +411,6 @@ class OpenAICompatible:
                 if call.unusable is not None:
                     return None
                 if failed.again and attempt + 1 < ATTEMPTS:
-                    # An endpoint that asks for quiet means all of our requests, not only this one.
-                    call.quiet_until = max(call.quiet_until, time.monotonic() + failed.retry_after)
                     await asyncio.sleep(_pause(attempt))
                     continue
                 if failed.unreachable and call.silent:

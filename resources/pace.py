@@ -1,7 +1,8 @@
 """Pace: how many requests are under way at once, as many as the endpoint takes.
 
 Additive increase, multiplicative decrease (Chiu and Jain 1989), as TCP does it: a reply raises the limit by its share
-of one request, a refusal for coming too fast halves it. A second refusal within a second is of the same moment.
+of one request, a refusal for coming too fast halves it. A second refusal within a second is of the same moment. An endpoint
+that asks for quiet means all who ask it, not only the request that it refused.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ class Pace:
         self._under_way = 0
         self._changed = asyncio.Condition()
         self._slowed_at = -ONE_MOMENT
+        self._quiet_until = 0.0
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[None]:
@@ -37,12 +39,18 @@ class Pace:
         async with self._changed:
             await self._changed.wait_for(lambda: self._under_way < int(self.limit))
             self._under_way += 1
+        while (seconds := self._quiet_until - time.monotonic()) > 0:
+            await asyncio.sleep(seconds)
 
     async def leave(self) -> None:
         """Give it back."""
         async with self._changed:
             self._under_way -= 1
             self._changed.notify_all()
+
+    def quiet(self, seconds: float) -> None:
+        """The endpoint asked to be left alone for so long."""
+        self._quiet_until = max(self._quiet_until, time.monotonic() + seconds)
 
     def faster(self) -> None:
         """A reply came."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,10 @@ if sys.argv[1] == "in memory":
     instance.instance = in_memory
 
 for line in sys.stdin:
-    home, words = json.loads(line)
+    home, words, more = json.loads(line)
     child = os.fork()
     if not child:
+        os.environ.update(more)
         os.chdir(home)
         os.environ["NEURONLEDGER_HOME"] = home
         said = os.open("said.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
@@ -71,16 +73,22 @@ def said(request: dict[str, Any]) -> str:
 
 
 class Runs:
-    """Runs of the command in copies of one project, with an endpoint that can kill them."""
+    """Runs of the command in copies of one project, with an endpoint that can kill them.
 
-    def __init__(self, folder: Path, *, in_memory: bool) -> None:
+    `preload` is a library that stands before all others in them.
+    """
+
+    def __init__(self, folder: Path, *, in_memory: bool, preload: Path | None = None) -> None:
         self.folder = folder
         self._language = ScriptedLanguageModel(project(folder / "made"))
         self.endpoint = Endpoint(self._answer, seconds=0.02)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("NEURONLEDGER_")}
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", RUNS, "in memory" if in_memory else "on disk"],
-            env={**inherited, "HF_HUB_OFFLINE": "1", "DAGSTER_DISABLE_TELEMETRY": "1"},
+            env={
+                **inherited, "HF_HUB_OFFLINE": "1", "DAGSTER_DISABLE_TELEMETRY": "1",
+                **({} if preload is None else {"LD_PRELOAD": str(preload)}),
+            },
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
         )  # fmt: skip
         self._kill_at = 0
@@ -101,7 +109,15 @@ class Runs:
         """A project in which everything is made but what a language model is asked for."""
         return Path(shutil.copytree(self.folder / "made", self.folder / name))
 
-    def run(self, home: Path, *, words: list[str] | None = None, kill_at: int = 0, kill_after: float = 0.0) -> int:
+    def run(
+        self,
+        home: Path,
+        *,
+        words: list[str] | None = None,
+        kill_at: int = 0,
+        kill_after: float = 0.0,
+        environment: Mapping[str, str] | None = None,
+    ) -> int:
         """The exit code of a run, -9 if it was killed `kill_after` seconds after its `kill_at`-th request came.
 
         Without `kill_at` they are of processor time, from its beginning: how busy the machine is changes nothing.
@@ -110,7 +126,7 @@ class Runs:
         assert self._process.stdout is not None
         with self._lock:
             self._kill_at, self._kill_after = kill_at, kill_after
-        self._process.stdin.write(json.dumps([str(home), words or self.words]) + "\n")
+        self._process.stdin.write(json.dumps([str(home), words or self.words, dict(environment or {})]) + "\n")
         self._child = int(self._process.stdout.readline())
         if kill_after and not kill_at:
             threading.Thread(target=self._kill_when_used, args=[self._child, kill_after]).start()

@@ -1,15 +1,19 @@
 """A disk that is full for real: what was written stays, the message says why, and with space again the write is done."""
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import dagster as dg
 import polars as pl
 import pytest
 from operations import neurons, stored
 
-from pipeline.errors import LakeError
+from pipeline.errors import LakeError, NeuronLedgerError
 from resources.delta import DeltaLake
+from resources.instance import instance
+from resources.settings import load
 
 TABLE = "neuron_statistics"
 
@@ -26,6 +30,31 @@ def small(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("no small file system can be mounted here, which needs root")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_below_the_events_of_dagster_is_said_in_one_sentence(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dg.asset
+    def scores() -> None:
+        pass
+
+    monkeypatch.setenv("NEURONLEDGER_HOME", str(small))
+    settings = load(subject="gpt2")
+    quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    sentence = r"the database of Dagster in \S+ cannot be used: (database or disk is full|disk I/O error)\. What was finished is kept"
+
+    def materialized() -> None:
+        with instance(settings) as opened:
+            (small / "ballast").write_bytes(b"\1" * (shutil.disk_usage(small).free - 20_000))
+            dg.materialize([scores], instance=opened, run_config=quiet)
+
+    with pytest.raises(NeuronLedgerError, match=sentence) as said:
+        materialized()
+    assert "\n" not in str(said.value)
+    (small / "ballast").unlink()
+    with instance(settings) as opened:
+        assert dg.materialize([scores], instance=opened, run_config=quiet).success
 
 
 def test_a_full_disk_loses_nothing_and_says_so(small: Path) -> None:

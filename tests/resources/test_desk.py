@@ -1,6 +1,7 @@
 """The desk of several machines: what a lost one held is free again, and what it had asked is not asked again."""
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,18 @@ def test_places_under_way_are_those_of_all_pieces_and_come_back_from_a_lost_one(
         await keeper.enter(OTHER)
 
     within(20, work())
+
+
+def test_an_endpoint_that_asks_one_piece_for_quiet_is_left_alone_by_all(keeper: Keeper) -> None:
+    async def work() -> float:
+        await keeper.enter(ONE)
+        await keeper.failed("a", run_id="r", reason="rate_limited", error="slow down", quiet=0.3)
+        await keeper.leave(ONE)
+        begun = time.monotonic()
+        await keeper.enter(OTHER)
+        return time.monotonic() - begun
+
+    assert within(20, work()) >= 0.25
 
 
 def test_what_a_lost_machine_had_under_way_counts_at_the_most_that_it_can_cost(keeper: Keeper) -> None:
