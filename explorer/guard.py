@@ -9,6 +9,7 @@ that text of a corpus or of a language model can never run, even if a page shoul
 import hashlib
 import hmac
 import ipaddress
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qs
@@ -116,13 +117,15 @@ class Guard:
         host = headers.get("host", "")
         if len(headers.getlist("host")) != 1 or _name(host) not in self._names:
             return _said(421, "This address is not one that the server answers to. Open it as http://127.0.0.1:PORT.")
-        origin = headers.get("origin")
+        origins = headers.getlist("origin")
         is_reading = scope["type"] == "http" and scope["method"] in READING
         # A WebSocket is opened with GET, and browsers let any site open one.
-        if origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
+        if len(origins) > 1 or any(
+            origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()) for origin in origins
+        ):
             return _said(403, "Pages of other sites may not speak to this server.")
         if not is_reading and scope["type"] == "http":
-            if origin is None:
+            if not origins:
                 return _said(403, f"A request that changes something must carry `Origin: http://{host}`.")
             length = headers.get("content-length", "")
             if not length.isascii() or not length.isdigit() or int(length) > MOST_BYTES:
@@ -165,10 +168,9 @@ async def body(receive: Receive) -> bytes:
 
 
 def _name(host: str) -> str:
-    """The name in a Host header, without its port: a tunnel may come in by another one."""
-    if host.startswith("["):
-        return host.partition("]")[0].lower() + "]"
-    return host.partition(":")[0].lower()
+    """The name in a Host header, without its port: a tunnel may come in by another one. Empty if it is of no such form."""
+    found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^\[\]:]*)(:[0-9]{0,5})?", host.lower(), re.ASCII)
+    return found[1] if found else ""
 
 
 def _pass(token: str) -> str:

@@ -18,7 +18,11 @@ async def inner(scope, receive, send):
 def ask(app, path="/", *, method="GET", body=b"", kind="http", **headers):
     """Status, headers and body of an answer; what a WebSocket is told is a status of its own."""
     given = {"host": "127.0.0.1:7575", **{name.replace("_", "-"): value for name, value in headers.items()}}
-    raw = [(name.encode(), value.encode()) for name, value in given.items() if value is not None]
+    raw = [
+        (name.encode(), one.encode())
+        for name, value in given.items()
+        for one in ([value] if isinstance(value, str) else value or [])
+    ]
     scope = {"type": kind, "method": method, "path": path, "raw_path": path.encode(), "query_string": b"", "headers": raw,
              "http_version": "1.1", "scheme": "http", "server": ("127.0.0.1", 7575), "root_path": ""}  # fmt: skip
     sent = []
@@ -42,8 +46,12 @@ def test_a_request_to_this_machine_is_answered_by_whatever_port_it_comes(host):
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "127.0.0.1.evil.example", "", "192.168.0.7:7575", "localhost.evil", None]
-)
+    "host",
+    [
+        "evil.example", "127.0.0.1.evil.example", "", "192.168.0.7:7575", "localhost.evil", None, "[::1].evil.example",
+        "127.0.0.1:80.evil.example", "127.0.0.1@evil.example", "localhost.", "127.0.0.1:7575:1",
+    ],
+)  # fmt: skip
 def test_a_request_to_another_name_is_refused_because_any_site_can_point_its_own_here(host):
     status, _, body = ask(Guard(inner), host=host)
     assert status == 421
@@ -56,6 +64,8 @@ def test_a_page_of_another_site_neither_reads_nor_writes():
         assert status == 403
     for origin in ("null", "http://[", "127.0.0.1:7575", "ftp://127.0.0.1:7575"):
         assert ask(Guard(inner), origin=origin)[0] == 403
+    two = ["http://127.0.0.1:7575", "http://evil.example"]
+    assert ask(Guard(inner), method="POST", origin=two, content_length="0")[0] == 403
     assert ask(Guard(inner), sec_fetch_site="cross-site", sec_fetch_mode="no-cors")[0] == 403
     # Another server on this machine is another site too.
     assert ask(Guard(inner), origin="http://127.0.0.1:8888")[0] == 403
