@@ -46,7 +46,9 @@ FORMS: dict[str, Mapping[str, str]] = {
 """The forms, with what their numbers mean."""
 
 TOGETHER = (
-    ("imported_neurons", "imported_records"),
+    ("imported_neurons",),
+    # A neuron's related tokens may be read again where its records could not be.
+    ("imported_records",),
     ("imported_explanations", "imported_simulations", "imported_scores"),
 )
 """Tables whose rows come in the same files."""
