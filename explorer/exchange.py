@@ -166,84 +166,27 @@ def import_options(command: Any) -> Any:
     return command
 
 
-@import_group.command("openai")
-@import_options
-@settings_options
-@reported
-def import_openai(
-    folder: Path,
-    source: str | None,
-    told: tuple[str, ...],
-    keep: str,
-    as_json: bool,  # noqa: FBT001
-    **flags: Any,
-) -> None:
-    """Files of OpenAI's release or of transformer-debugger: records, explanations, simulations, scores, related ones."""
-    _import("openai", folder, source, told, keep=keep, as_json=as_json, flags=flags)
+IMPORTS = {
+    "openai": "Files of OpenAI's release or of transformer-debugger: records, explanations, simulations, scores, related ones.",
+    "neuronpedia": "Folders of Neuronpedia's exports: features, activations and explanations as batch-N.jsonl.gz.",
+    "delphi": "Results of EleutherAI's delphi: explanations, and scores by simulation, detection and fuzzing.",
+    "csv": "A CSV file with the columns neuron (or layer and neuron) and explanation, and author and score if there are.",
+    "jsonl": "A file of JSON Lines with the same fields as `import csv`.",
+}
+"""What each import reads, by its form."""
 
 
-@import_group.command("neuronpedia")
-@import_options
-@settings_options
-@reported
-def import_neuronpedia(
-    folder: Path,
-    source: str | None,
-    told: tuple[str, ...],
-    keep: str,
-    as_json: bool,  # noqa: FBT001
-    **flags: Any,
-) -> None:
-    """Folders of Neuronpedia's exports: features, activations and explanations as batch-N.jsonl.gz."""
-    _import("neuronpedia", folder, source, told, keep=keep, as_json=as_json, flags=flags)
+def _add_import(form: str, reads: str) -> None:
+    @import_group.command(form, help=reads)
+    @import_options
+    @settings_options
+    @reported
+    def of_form(folder: Path, source: str | None, told: tuple[str, ...], **options: Any) -> None:
+        _import(form, folder, source, told, **options)
 
 
-@import_group.command("delphi")
-@import_options
-@settings_options
-@reported
-def import_delphi(
-    folder: Path,
-    source: str | None,
-    told: tuple[str, ...],
-    keep: str,
-    as_json: bool,  # noqa: FBT001
-    **flags: Any,
-) -> None:
-    """Results of EleutherAI's delphi: explanations, and scores by simulation, detection and fuzzing."""
-    _import("delphi", folder, source, told, keep=keep, as_json=as_json, flags=flags)
-
-
-@import_group.command("csv")
-@import_options
-@settings_options
-@reported
-def import_csv(
-    folder: Path,
-    source: str | None,
-    told: tuple[str, ...],
-    keep: str,
-    as_json: bool,  # noqa: FBT001
-    **flags: Any,
-) -> None:
-    """A CSV file with the columns neuron (or layer and neuron) and explanation, and author and score if there are."""
-    _import("csv", folder, source, told, keep=keep, as_json=as_json, flags=flags)
-
-
-@import_group.command("jsonl")
-@import_options
-@settings_options
-@reported
-def import_jsonl(
-    folder: Path,
-    source: str | None,
-    told: tuple[str, ...],
-    keep: str,
-    as_json: bool,  # noqa: FBT001
-    **flags: Any,
-) -> None:
-    """A file of JSON Lines with the same fields as `import csv`."""
-    _import("jsonl", folder, source, told, keep=keep, as_json=as_json, flags=flags)
+for _form, _reads in IMPORTS.items():
+    _add_import(_form, _reads)
 
 
 @import_group.command("scores")
@@ -285,7 +228,7 @@ def _import(
     *,
     keep: str,
     as_json: bool,
-    flags: Mapping[str, Any],
+    **flags: Any,
 ) -> None:
     import dagster as dg
 
