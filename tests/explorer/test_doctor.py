@@ -156,7 +156,8 @@ def test_a_model_or_a_corpus_that_is_gone_is_named(copied):
 @pytest.mark.parametrize("damage", ["runs.db", "dagster.yaml"])
 def test_a_dagster_folder_that_cannot_be_read_is_named_and_the_lake_answers_without_it(made, tmp_path, damage):
     folder = replace(made, home=Path(shutil.copytree(made.home, tmp_path / "copy")))
-    (file,) = (folder.home / "dagster_home").rglob(damage)
+    # Other tests may have given this home another lake, whose folder lies beside this one.
+    (file,) = (folder.home / "dagster_home" / "subject").rglob(damage)
     file.write_bytes(b"telemetry: [" * 50)
     code, found = treated(folder)
     (said,) = [each["said"] for each in found if each["of"] == "Dagster"]

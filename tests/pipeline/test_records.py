@@ -20,6 +20,8 @@ RECORD = {
 
 def test_what_a_write_leaves_is_a_record():
     check(pl.DataFrame([RECORD, {**RECORD, "usage": "{}"}]))
+    of_a_release = json.dumps({"scores": {"content_hash": None, "version": 3}})
+    check(pl.DataFrame([RECORD, {**RECORD, "inputs": of_a_release}]))
     check(pl.DataFrame(schema=dict.fromkeys(RECORD, pl.String)))
 
 
