@@ -53,9 +53,12 @@ def at_places(likely: Sequence[Likely] | None, prompt: str, places: Sequence[int
 def shifted(likely: Sequence[Likely]) -> bool:
     """Whether each token has the probabilities of the one after it, as llama-cpp-python's server sends those of a prompt.
 
-    Where they belong to their tokens, the likeliest is often the token itself, and hardly ever the one that follows.
+    Where they belong to their tokens, the likeliest is often the token itself, and hardly ever the one that follows. What
+    is given for few of the tokens says nothing of that: where an activation stands, the likeliest may well be a line's end.
     """
     firsts = [one.tokens[0][0] if one.tokens else None for one in likely]
+    if 2 * firsts.count(None) > len(firsts):
+        return False
     here = sum(first == one.token for first, one in zip(firsts, likely, strict=True))
     after = sum(first == one.token for first, one in zip(firsts, likely[1:], strict=False))
     return after > here

@@ -48,6 +48,13 @@ def test_places_are_counted_from_where_the_prompt_begins():
     assert logprobs.at_places(None, "a7", [1]) is None
 
 
+def test_few_probabilities_are_no_sign_of_being_one_token_off():
+    """A model in this process gives them for the places of numbers alone, where a line's end may be the likeliest."""
+    of_a_number = Likely("?", (("\n", -0.1), ("7", -3.0)))
+    found = [Likely("a", ()), Likely("\t", ()), of_a_number, Likely("\n", ()), Likely("b", ())]
+    assert logprobs.at_places(found, "a\t?\nb", [2]) == (of_a_number,)
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_probabilities_that_stand_one_token_off_say_nothing(late):
     """llama-cpp-python's server gives each token of a prompt the probabilities of the one after it."""
