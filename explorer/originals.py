@@ -61,13 +61,24 @@ def kept(lake: Lake, source: str, record: Mapping[str, str]) -> Kept | None:
 
 
 def _list(lake: Lake, files_hash: str) -> list[tuple[str, str]] | None:
-    rows = collect(lake.scan(TABLE).filter(pl.col("sha256") == files_hash))
-    if rows.is_empty():
+    # Part by part, each found by its key: nothing else of the files is read.
+    pieces: list[bytes] = []
+    while not pieces or len(pieces[-1]) == PART:
+        rows = _part(lake, files_hash, len(pieces))
+        if rows.is_empty():
+            break
+        pieces.append(rows.item(0, "content"))
+    if not pieces:
         return None
-    found = whole(rows)
-    if files_hash not in found:
+    data = b"".join(pieces)
+    if TAG + hashlib.sha256(data).hexdigest() != files_hash:
         raise LakeError(f"the list of files {files_hash} is not as it was written; restore the lake from a copy")
-    return listed(found[files_hash])
+    return listed(data)
+
+
+def _part(lake: Lake, sha256: str, part: int) -> pl.DataFrame:
+    key = pl.DataFrame({"sha256": [sha256], "part": [part]}, schema={"sha256": pl.String, "part": pl.Int32})
+    return collect(lake.find(TABLE, key))
 
 
 def contents(lake: Lake, files: pl.DataFrame) -> Iterator[tuple[str, Iterator[bytes]]]:
@@ -106,8 +117,7 @@ def _small(lake: Lake, files: Sequence[tuple[str, str]]) -> Iterator[tuple[str, 
 def _in_parts(lake: Lake, path: str, sha256: str, count: int) -> Iterator[bytes]:
     digest = hashlib.sha256()
     for part in range(count):
-        key = pl.DataFrame({"sha256": [sha256], "part": [part]}, schema={"sha256": pl.String, "part": pl.Int32})
-        rows = collect(lake.find(TABLE, key))
+        rows = _part(lake, sha256, part)
         if rows.is_empty():
             raise _lost(path, sha256)
         content = rows.item(0, "content")
