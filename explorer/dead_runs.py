@@ -35,7 +35,8 @@ def dead_runs(opened: dg.DagsterInstance, *, mend: bool = True) -> Iterator[Cond
         else:
             yield Condition("runs", ILL, f"Dagster takes run {run.run_id} to be under way, and {why}")
     if dead:
-        yield Condition("runs", MENDED, f"{dead:,} runs whose process is gone are ended")
+        said = "1 run whose process is gone is ended" if dead == 1 else f"{dead:,} runs whose process is gone are ended"
+        yield Condition("runs", MENDED, said)
 
 
 def _found(opened: dg.DagsterInstance, run: dg.DagsterRun) -> tuple[str, str]:

@@ -260,4 +260,4 @@ def _sentence(error: ValidationError, flags: dict[str, Any]) -> str:
         variable = f"NEURONLEDGER_{name.upper()}"
         origin = variable if variable in os.environ else f"`{name}` in {home() / FILE}"
     description = Settings.model_fields[name].description if name in Settings.model_fields else ""
-    return f"{origin} (={first['input']!r}): {first['msg'][0].lower()}{first['msg'][1:]}. It is the {description}."
+    return f"{origin} (={first['input']!r}): {first['msg'][0].lower()}{first['msg'][1:]}. It means: {description}."
